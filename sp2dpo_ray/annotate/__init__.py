@@ -1,0 +1,1 @@
+"""Annotation: teachers asked over Ray Data, every attempt in the journal."""

@@ -1,0 +1,149 @@
+"""The command line: one command a stage.
+
+In: `sp2dpo STAGE CONFIG [--set k=v ...] [--json]`. Out: progress and messages on stderr, with
+`--json` the summary as the last line of stdout. Exit codes: 0 done; 2 the configuration or a flag
+is wrong; 3 the data is wrong; 4 stopped and resumable; 5 training failed; 1 a fault of the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from sp2dpo_ray import __version__
+from sp2dpo_ray.config import load_config
+from sp2dpo_ray.console import say, stderr
+from sp2dpo_ray.errors import Sp2dpoError
+from sp2dpo_ray.run import Run, Summary
+from sp2dpo_ray.stages import STAGES, brief, ray_session, run_all
+
+FAULT, STOPPED = 1, 4
+GO_ON = "What was finished is kept; run the same command again to go on"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Per-pair temperature DPO: annotate preference pairs, publish a beta schedule, train, "
+    "compare. Begin with: sp2dpo run configs/demo.yaml",
+)
+
+
+def _command(name: str, title: str, needs_ray: bool, work: Callable[[Run], Summary]) -> None:
+    def command(
+        config: Annotated[str, typer.Argument(help="YAML file with the whole configuration.")],
+        set_: Annotated[
+            list[str] | None,
+            typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated."),
+        ] = None,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print the summary as one JSON line.")
+        ] = False,
+        debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+    ) -> None:
+        raise typer.Exit(_guarded(lambda: _work(config, set_, as_json, needs_ray, work), debug))
+
+    app.command(name, help=title)(command)
+
+
+def _work(
+    config: str, overrides: list[str] | None, as_json: bool, needs_ray: bool,
+    work: Callable[[Run], Summary],
+) -> None:  # fmt: skip
+    run = Run(load_config(config, tuple(overrides or ())))
+    session = ray_session(run.config) if needs_ray else contextlib.nullcontext()
+    with run.locked(), session:
+        run.write_lambda()
+        summary = work(run)
+    if as_json:
+        print(json.dumps(summary, allow_nan=False), flush=True)
+    else:
+        _show(summary)
+
+
+def _show(summary: Summary) -> None:
+    """The summary for a person: the arms as a table where there are some."""
+    if "arms" in summary.get("report", {}):
+        _show_arms(summary["report"]["arms"])
+        say(f"\npage: {summary['report']['page']}")
+    elif "page" in summary:
+        say(f"page: {summary['page']}")
+    else:
+        say(brief(summary))
+
+
+def _show_arms(arms: list[dict[str, Any]]) -> None:
+    table = Table(title="held-out pairs, 95 % intervals", title_justify="left")
+    for name in ("arm", "pairs", "accuracy", "margin (nats)", "accuracy less baseline", "verdict"):
+        table.add_column(name, justify="left" if name in ("arm", "verdict") else "right")
+    for row in arms:
+        gain = row["gain"]
+        table.add_row(
+            row["arm"],
+            str(row["pairs"]),
+            _interval(row["accuracy"], ".3f"),
+            _interval(row["margin"], "+.3f"),
+            _interval(gain, "+.3f") if gain else "",
+            row["verdict"],
+        )
+    stderr.print(table)
+
+
+def _interval(value: dict[str, float], form: str) -> str:
+    return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def _guarded(work: Callable[[], None], debug: bool) -> int:
+    """Run, and turn what went wrong into one message and an exit code."""
+    # `ray job stop` and schedulers send SIGTERM: leave as on Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return _report("interrupted. " + GO_ON, STOPPED, debug)
+    except Sp2dpoError as error:
+        return _report(str(error), error.exit_code, debug)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            return _report(f"no disk space left: {error}. Make room. {GO_ON}", STOPPED, debug)
+        return _report(f"{type(error).__name__}: {error}{_hint(debug)}", FAULT, debug)
+    except Exception as error:
+        return _report(f"unexpected {type(error).__name__}: {error}{_hint(debug)}", FAULT, debug)
+    return 0
+
+
+def _hint(debug: bool) -> str:
+    return "" if debug else "\n(--debug shows where)"
+
+
+def _report(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    say(f"sp2dpo: {message}")
+    return code
+
+
+for _stage in STAGES.values():
+    _command(_stage.name, _stage.title, _stage.needs_ray, _stage)
+_command("run", "All stages in order, every arm of sweep.arms, and the page.", True, run_all)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script and of the files in `jobs/`."""
+    app(arguments if arguments is not None else sys.argv[1:], prog_name="sp2dpo")

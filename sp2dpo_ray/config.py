@@ -1,0 +1,370 @@
+"""The process configuration: one YAML file holds the whole of lambda.
+
+In: a YAML file and `key=value` overrides. Out: a frozen, fully resolved `Config`. Invariant: an
+unknown key or a value out of range is refused with its dotted name, so nothing is ever ignored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.core.hashing import sha256_hex
+from sp2dpo_ray.core.schedule import ENSEMBLE
+from sp2dpo_ray.errors import ConfigError
+
+NAME = r"[a-z][a-z0-9]*"
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys refused, values fixed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RunSection(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
+    """Name of the run; its folder lies in `storage`."""
+    storage: str = "runs"
+    """Folder that holds the runs. Every machine of the cluster must see it."""
+
+    @field_validator("storage")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("must be a folder; object stores cannot hold a run yet")
+        return value
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.storage).expanduser().resolve() / self.name
+
+
+class DataSection(Section):
+    source: str
+    """Parquet, JSONL, JSON or CSV file, a folder of one kind, or a Hugging Face data set id."""
+    split: str | None = None
+    """Split of a Hugging Face data set; `train` if not given."""
+    revision: str | None = None
+    """Commit of a Hugging Face data set; required for one."""
+    limit: int | None = Field(None, ge=1)
+    """Keep the first so many clean pairs."""
+    eval_source: str | None = None
+    """Evaluation pairs of their own; else `eval_fraction` of the prompts is set apart."""
+    eval_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the prompts that is never trained on."""
+    eval_limit: int | None = Field(None, ge=1)
+    """Keep the first so many clean pairs of `eval_source`."""
+
+
+class LimitsSection(Section):
+    in_flight: int = Field(64, ge=1)
+    """Requests that may wait for an answer at the same time, over all actors."""
+
+
+class TeacherSection(Section):
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    """Short name, part of column names: lower-case letters and digits."""
+    provider: Literal["openai", "offline", "scripted"]
+    """`openai`: any OpenAI-compatible endpoint. `offline`: rules on the text, no network.
+    `scripted`: answers from a file, for tests."""
+    model: str
+    """Model id as the provider knows it."""
+    base_url: str | None = None
+    """Endpoint, where it is not the provider's own."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key, on the machine that calls."""
+    limits: LimitsSection = LimitsSection()
+    options: dict[str, Any] = {}
+    """Provider-specific options of a request; null drops a default one."""
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> TeacherSection:
+        # the configuration is published with every run, so a key must not be able to get into it
+        if self.base_url and "@" in self.base_url:
+            raise ValueError("base_url must hold no credentials; use api_key_env")
+        if secret := {"api_key", "extra_headers", "headers"} & self.options.keys():
+            raise ValueError(f"options must not hold {sorted(secret)}; use api_key_env")
+        return self
+
+
+class PromptsSection(Section):
+    variants: tuple[Annotated[str, Field(pattern=f"^{NAME}$")], ...] = ("v1", "v2", "v3")
+    """Prompt perspectives; each has a text of that name."""
+    dir: str | None = None
+    """Folder with `user.txt` and `<variant>.txt`, in place of the bundled texts."""
+
+
+class DecodingSection(Section):
+    temperature: float = Field(0.1, ge=0)
+    top_p: float = Field(0.8, gt=0, le=1)
+    max_output_tokens: int = Field(64, ge=1)
+    seed: int | None = 42
+    timeout_s: float = Field(180, gt=0)
+    """Longest time that one attempt may take."""
+    retries: int = Field(3, ge=0)
+    """Attempts after the first, for failures that may pass."""
+    retry_base_s: float = Field(5, gt=0)
+    """Scale of the waiting time, which doubles with each retry and is drawn from [0, scale]."""
+
+
+class AnnotateSection(Section):
+    actors: int = Field(2, ge=1)
+    """Processes that call teachers."""
+    pairs_per_batch: int = Field(16, ge=1)
+    """Pairs that an actor works on at a time."""
+    evaluation: bool = True
+    """Annotate the evaluation pairs too, so that results can be told by category."""
+    max_failures: int = Field(25, ge=1)
+    """Calls in a row that may fail on one teacher before the stage stops."""
+
+
+class MappingSection(Section):
+    shape: Literal["linear"] = "linear"
+    """The map from effective gap to beta (Eq. 15)."""
+    beta_min: float = Field(0.03, gt=0)
+    beta_max: float = Field(0.3, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MappingSection:
+        if self.beta_min > self.beta_max:
+            raise ValueError(
+                f"beta_min must not exceed beta_max, got {self.beta_min} and {self.beta_max}"
+            )
+        return self
+
+
+class EnsembleSection(Section):
+    over_prompts: Literal["median"] = "median"
+    """How the variants of one teacher become one gap (Eq. 16)."""
+    over_teachers: Literal["mean"] = "mean"
+    """How the teachers' betas become one (Eq. 17)."""
+
+
+class LoraSection(Section):
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    target_modules: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    )  # fmt: skip
+
+
+class TinySection(Section):
+    """The built-in student, made from the training pairs where no hub can be reached."""
+
+    vocabulary: int = Field(2048, ge=300)
+    layers: int = Field(4, ge=1)
+    hidden: int = Field(128, ge=16, multiple_of=16)
+    heads: int = Field(4, ge=2, multiple_of=2)
+    steps: int = Field(120, ge=0)
+    """Steps of supervised training on chosen responses."""
+    batch: int = Field(16, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    seed: int = 0
+
+
+class StudentSection(Section):
+    model: str = "tiny"
+    """Hugging Face id or folder of a causal language model with safetensors weights; `tiny` makes
+    a small one from the training pairs."""
+    revision: str | None = None
+    """Commit of a Hugging Face model."""
+    lora: LoraSection = LoraSection()
+    tiny: TinySection = TinySection()
+
+
+class TrainSection(Section):
+    arm: str = "jmamp"
+    """What the stage `train` trains; `run` trains every arm of `sweep.arms`."""
+    epochs: int = Field(1, ge=1)
+    max_length: int = Field(2048, ge=8)
+    """Longest prompt with response, in tokens; what is over is cut from the response's end."""
+    max_prompt_length: int = Field(1536, ge=4)
+    """Longest prompt, in tokens; what is over is cut from the prompt's start."""
+    learning_rate: float = Field(5e-6, gt=0)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    pairs_per_step: int = Field(64, ge=1)
+    """Pairs of one optimiser step, over all workers."""
+    tokens_per_batch: int = Field(8192, ge=8)
+    """Most tokens, padding included, that a worker computes at once."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    workers: int = Field(4, ge=1)
+    gpus_per_worker: float = Field(1, ge=0)
+    """0 trains on the CPU."""
+    strategy: Literal["ddp"] = "ddp"
+    save_steps: int = Field(250, ge=1)
+    keep: int = Field(3, ge=1)
+    """Checkpoints to keep."""
+    max_failures: int = Field(0, ge=0)
+    """Times that a lost worker is replaced and training goes on from the last checkpoint."""
+    log_steps: int = Field(1, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _room_for_a_response(self) -> TrainSection:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                "max_prompt_length must be below max_length, got "
+                f"{self.max_prompt_length} and {self.max_length}"
+            )
+        if self.workers > self.pairs_per_step:
+            raise ValueError(
+                f"workers must not exceed pairs_per_step, got {self.workers} and "
+                f"{self.pairs_per_step}"
+            )
+        return self
+
+
+class SweepSection(Section):
+    arms: tuple[str, ...] = ("jmamp", "dpo:0.1", "random")
+    """Arms that `run` trains and the report compares; the first `dpo:` arm is the baseline."""
+
+
+class ClusterSection(Section):
+    address: str | None = None
+    """Ray address; null: the cluster of this job, else a Ray of this machine's own."""
+
+
+class Config(Section):
+    """The whole process configuration."""
+
+    run: RunSection = RunSection()
+    data: DataSection
+    teachers: Annotated[tuple[TeacherSection, ...], Field(min_length=1)]
+    prompts: PromptsSection = PromptsSection()
+    decoding: DecodingSection = DecodingSection()
+    annotate: AnnotateSection = AnnotateSection()
+    mapping: MappingSection = MappingSection()
+    ensemble: EnsembleSection = EnsembleSection()
+    student: StudentSection = StudentSection()
+    train: TrainSection = TrainSection()
+    sweep: SweepSection = SweepSection()
+    cluster: ClusterSection = ClusterSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        teachers = [teacher.name for teacher in self.teachers]
+        variants = list(self.prompts.variants)
+        for where, names in (
+            ("teachers: names", teachers),
+            ("prompts.variants", variants),
+            ("sweep.arms", list(self.sweep.arms)),
+        ):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{where} must differ, got {names}")
+        if not variants or not self.sweep.arms:
+            raise ValueError("prompts.variants and sweep.arms must not be empty")
+        if ENSEMBLE in variants:
+            raise ValueError(f"prompts.variants: {ENSEMBLE!r} names the ensemble's columns")
+        for where, arm in (
+            ("train.arm", self.train.arm),
+            *(("sweep.arms", a) for a in self.sweep.arms),
+        ):
+            self._check_arm(where, arm, teachers, variants)
+        return self
+
+    @staticmethod
+    def _check_arm(where: str, name: str, teachers: list[str], variants: list[str]) -> None:
+        try:
+            parse_arm(name)
+        except ConfigError as error:
+            raise ValueError(f"{where}: {error}") from None
+        parts = name.split("-")
+        unknown = {
+            "sa": lambda: parts[1] not in teachers or parts[2] not in variants,
+            "se": lambda: parts[1] not in teachers,
+            "ma": lambda: parts[1] not in variants,
+        }.get(parts[0], lambda: False)()
+        if unknown:
+            raise ValueError(
+                f"{where}: arm {name!r} is not of this panel: teachers {teachers}, "
+                f"variants {variants}"
+            )
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Every value, defaults included, as plain JSON."""
+        return self.model_dump(mode="json")
+
+    @property
+    def lambda_id(self) -> str:
+        """SHA-256 of the process: all but where it is stored, what it is called, where it runs."""
+        process = {k: v for k, v in self.resolved.items() if k not in ("run", "cluster")}
+        return sha256_hex(process)
+
+
+def load_config(path: str, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a YAML file, apply `a.b=value` overrides, and check every rule.
+
+    Raises ConfigError that lists each broken rule with its dotted key.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path!r} (looked in {Path.cwd()})") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold a mapping of sections, see configs/demo.yaml")
+    for override in overrides:
+        _override(content, override)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: " + "\n".join(_rules(error))) from None
+
+
+def _override(content: dict[str, Any], text: str) -> None:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {text!r}: must have the form section.key=value")
+    *path, last = key.split(".")
+    place: Any = content
+    for name in path:
+        child = place[int(name)] if _is_index(place, name) else place.setdefault(name, {})
+        if child is None and isinstance(place, dict):
+            child = place[name] = {}
+        if not isinstance(child, dict | list):
+            raise ConfigError(f"--set {key}: {name!r} is a value, not a section")
+        place = child
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: {value!r} is not a YAML value: {error}") from error
+    if isinstance(place, list):
+        _is_index(place, last)
+        place[int(last)] = parsed
+    else:
+        place[last] = parsed
+
+
+def _is_index(place: Any, name: str) -> bool:
+    if not isinstance(place, list):
+        return False
+    if not name.isdigit() or int(name) >= len(place):
+        raise ConfigError(f"--set: {name!r} is no place in a list of {len(place)}")
+    return True
+
+
+def _rules(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors():
+        key = ""
+        for part in item["loc"]:
+            key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key")
+        elif item["type"] == "missing":
+            lines.append(f"{key}: must be given")
+        else:
+            rule = item["msg"].removeprefix("Value error, ")
+            value = "" if item["type"] == "value_error" else f", got {item['input']!r}"
+            lines.append(f"{key}: {rule}{value}" if key else f"{rule}")
+    return lines

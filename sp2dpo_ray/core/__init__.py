@@ -1,0 +1,1 @@
+"""The method itself as pure functions: no Ray, no torch, no SDK, no configuration."""

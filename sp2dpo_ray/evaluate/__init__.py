@@ -1,0 +1,1 @@
+"""Scores of trained arms, and what can honestly be said of their differences."""

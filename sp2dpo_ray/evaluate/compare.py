@@ -1,0 +1,113 @@
+"""Arms side by side: held-out preference accuracy and margin, with paired intervals.
+
+In: for each arm the same held-out pairs and their margins (nats, not scaled by any beta, so arms of
+different betas can be compared). Out: one row an arm. Invariant: every arm is resampled with the
+same draws, so that a difference is judged pair by pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sp2dpo_ray.errors import ArtifactError
+
+RESAMPLES = 4000
+LEVEL = 0.95
+SEED = 0
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean and its bootstrap percentile interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, slots=True)
+class ArmScore:
+    """One row of the comparison; `gain` is accuracy less the baseline's, None for the baseline."""
+
+    arm: str
+    pairs: int
+    accuracy: Interval
+    margin: Interval
+    gain: Interval | None
+    verdict: str
+
+
+def accuracy_of(margin_N: Floats) -> Floats:
+    """1 where the preferred response gained on the other, 0 where it lost, 0.5 for a tie; (N,)."""
+    return np.where(margin_N == 0, 0.5, (margin_N > 0).astype(np.float64))
+
+
+def group_scores(margin_N: Floats, groups: list[str]) -> dict[str, dict[str, float]]:
+    """Accuracy, mean margin and count of each group of pairs, and of all."""
+    names = np.array(groups, dtype=object)
+    parts = {"all": np.ones(len(margin_N), dtype=bool)}
+    parts |= {str(name): names == name for name in sorted(set(groups))}
+    return {
+        name: {
+            "accuracy": float(accuracy_of(margin_N[part]).mean()),
+            "margin": float(margin_N[part].mean()),
+            "pairs": int(part.sum()),
+        }
+        for name, part in parts.items()
+        if part.any()
+    }
+
+
+def compare_arms(margins: dict[str, tuple[list[str], Floats]], baseline: str) -> list[ArmScore]:
+    """Score every arm against the baseline, which comes first.
+
+    margins: arm -> (pair ids, margins). Raises ArtifactError if the arms saw different pairs.
+    """
+    ids = margins[baseline][0]
+    for arm, (theirs, _) in margins.items():
+        if theirs != ids:
+            raise ArtifactError(f"arm {arm} was scored on other held-out pairs than {baseline}")
+    num_pairs = len(ids)
+    draws = np.random.default_rng(SEED).multinomial(
+        num_pairs, np.full(num_pairs, 1 / num_pairs), size=RESAMPLES
+    )
+    weights = draws / num_pairs  # (RESAMPLES, N): a resampled mean is a weighted one
+    base = accuracy_of(margins[baseline][1])
+    rows = []
+    for arm in [baseline, *(name for name in margins if name != baseline)]:
+        margin = margins[arm][1]
+        accuracy = accuracy_of(margin)
+        gain = None if arm == baseline else _interval(accuracy - base, weights)
+        rows.append(
+            ArmScore(
+                arm,
+                num_pairs,
+                _interval(accuracy, weights),
+                _interval(margin, weights),
+                gain,
+                _verdict(gain),
+            )
+        )
+    return rows
+
+
+def _interval(values_N: Floats, weights: Floats) -> Interval:
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(weights @ values_N, [tail, 1 - tail])
+    return Interval(float(values_N.mean()), float(low), float(high))
+
+
+def _verdict(gain: Interval | None) -> str:
+    if gain is None:
+        return "baseline"
+    if not gain.excludes_zero:
+        return "not told apart"
+    return "better" if gain.mean > 0 else "worse"

@@ -1,0 +1,108 @@
+"""Loading the student: tokenizer, weights, adapters; and naming exactly which student it is.
+
+In: a model id or folder. Out: transformers and peft objects. Invariant: weights come from
+safetensors, code never comes with them, and `fingerprint` changes when weights, tokenizer or chat
+template change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sp2dpo_ray.config import LoraSection
+from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
+from sp2dpo_ray.errors import ConfigError
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+IDENTIFYING = ("*.safetensors", "config.json", "tokenizer*", "*.jinja", "special_tokens_map.json")
+
+
+@dataclass(frozen=True, slots=True)
+class StudentRef:
+    """A student that can be loaded on any machine: a folder or a hub id at a commit."""
+
+    model: str
+    revision: str | None
+    fingerprint: str
+
+
+def find_student(model: str, revision: str | None) -> StudentRef:
+    """The student that `model` names; ConfigError if there is none, before anything is paid."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return StudentRef(str(path.resolve()), None, _folder_fingerprint(path))
+    try:
+        commit = HfApi().model_info(model, revision=revision, timeout=20).sha
+    except HFValidationError:
+        raise ConfigError(
+            f"student.model: no folder {model!r}, and it is no Hugging Face id"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ConfigError(
+            f"student.model: no folder {model!r} here, and the Hugging Face hub did not give a "
+            f"model of that id (revision {revision}): {type(error).__name__}. Check the id, the "
+            "network, or use student.model: tiny"
+        ) from error
+    return StudentRef(model, commit, sha256_hex([model, commit]))
+
+
+def _folder_fingerprint(path: Path) -> str:
+    files = sorted({file for pattern in IDENTIFYING for file in path.glob(pattern)})
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise ConfigError(
+            f"student.model: {path} holds no .safetensors file; other formats are not loaded"
+        )
+    return sha256_hex({file.name: sha256_file(file) for file in files})
+
+
+def load_tokenizer(student: StudentRef) -> Any:
+    """The student's tokenizer, with a padding token (masked everywhere, so any will do)."""
+    tokenizer = AutoTokenizer.from_pretrained(student.model, revision=student.revision)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(student: StudentRef, precision: str) -> Any:
+    """The frozen base model, in evaluation mode."""
+    model = AutoModelForCausalLM.from_pretrained(
+        student.model,
+        revision=student.revision,
+        dtype=DTYPES[precision],
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation="sdpa",
+    )
+    return model.requires_grad_(False).eval()
+
+
+def add_adapter(model: Any, lora: LoraSection, *, seed: int) -> Any:
+    """The model with fresh LoRA adapters; equal seeds give equal adapters on every worker."""
+    torch.manual_seed(seed)
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = sorted(set(lora.target_modules) - present)
+    if missing:
+        raise ConfigError(
+            f"student.lora.target_modules: {missing} are not in {type(model).__name__}"
+        )
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def trainable(model: Any) -> list[torch.nn.Parameter]:
+    """The parameters that training changes, in a fixed order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

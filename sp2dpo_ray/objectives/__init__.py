@@ -1,0 +1,1 @@
+"""Losses on log-probabilities: torch only, no model, no data, no Ray."""

@@ -1,0 +1,1 @@
+"""The reference pass: log-probabilities of the frozen student, computed once for all arms."""

@@ -1,0 +1,120 @@
+"""The reference pass on Ray Data: every pair through the frozen student once.
+
+In: pairs, the student, truncation. Out: one row a pair (REFERENCE_SCHEMA), in the order of the ids.
+Invariant: nothing of the arm (beta, learning rate, output folder) reaches this stage, so every arm
+of a sweep can read one store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+
+from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
+from sp2dpo_ray.modeling.encode import collate, encode_pairs, plan_batches
+from sp2dpo_ray.modeling.forward import check_forward, response_logps
+from sp2dpo_ray.modeling.student import StudentRef, load_model, load_tokenizer
+
+PAIRS_PER_BLOCK = 64
+REFERENCE_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("chosen_logp", pa.float32()),
+        ("rejected_logp", pa.float32()),
+        ("prompt_tokens", pa.int64()),
+        ("chosen_tokens", pa.int64()),
+        ("rejected_tokens", pa.int64()),
+        ("truncated", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceSpec:
+    """What decides a reference log-probability, and the resources to compute it with."""
+
+    student: StudentRef
+    max_length: int
+    max_prompt_length: int
+    precision: str
+    tokens_per_batch: int
+    actors: int
+    gpus_per_actor: float
+
+
+class ReferenceActor:
+    """Callable class for `map_batches`: holds the student, scores blocks of pairs."""
+
+    def __init__(self, spec: ReferenceSpec) -> None:
+        self._spec = spec
+        self._device = torch.device("cuda" if spec.gpus_per_actor else "cpu")
+        self._tokenizer = load_tokenizer(spec.student)
+        self._model = load_model(spec.student, spec.precision).to(self._device)
+        self._checked = False
+
+    @torch.inference_mode()
+    def __call__(self, block: pa.Table) -> pa.Table:
+        spec = self._spec
+        encoded = encode_pairs(
+            pairs_from(block),
+            self._tokenizer,
+            max_length=spec.max_length,
+            max_prompt_length=spec.max_prompt_length,
+        )
+        logps = torch.empty(2, len(encoded))
+        for index in plan_batches(encoded, range(len(encoded)), spec.tokens_per_batch):
+            if not self._checked:
+                probe = collate(encoded, index[:1], self._tokenizer.pad_token_id)
+                check_forward(self._model, probe.to(self._device))
+                self._checked = True
+            batch = collate(encoded, index, self._tokenizer.pad_token_id).to(self._device)
+            logps[:, index] = response_logps(self._model, batch).view(2, -1).float().cpu()
+        return pa.table(
+            [
+                pa.array([pair.prompt_id for pair in encoded]),
+                pa.array(logps[0].numpy()),
+                pa.array(logps[1].numpy()),
+                pa.array([len(pair.prompt) for pair in encoded]),
+                pa.array([len(pair.chosen) for pair in encoded]),
+                pa.array([len(pair.rejected) for pair in encoded]),
+                pa.array([pair.truncated for pair in encoded]),
+            ],
+            schema=REFERENCE_SCHEMA,
+        )
+
+
+def reference_logps(
+    pairs: pa.Table, spec: ReferenceSpec, *, progress: Callable[[int, str], None]
+) -> pa.Table:
+    """Log-probabilities of both responses of every pair under the frozen student.
+
+    progress(pairs, note) is told as blocks are done.
+    """
+    DataContext.get_current().enable_progress_bars = False
+    # blocks of like length: less padding, and blocks of like cost
+    size = pc.add(pc.utf8_length(pairs["chosen"]), pc.utf8_length(pairs["rejected"]))
+    order = pc.sort_indices(size, sort_keys=[("", "descending")])
+    ranked = pairs.select([field.name for field in PAIR_FIELDS]).take(order)
+    # blocks cut here rather than by Ray tasks: actors may hold every core of a small cluster, and
+    # a task would then wait for them for ever
+    blocks = [ranked.slice(i, PAIRS_PER_BLOCK) for i in range(0, len(ranked), PAIRS_PER_BLOCK)]
+    rows = ray.data.from_arrow(blocks).map_batches(
+        ReferenceActor,
+        fn_constructor_args=(spec,),
+        batch_size=PAIRS_PER_BLOCK,
+        batch_format="pyarrow",
+        num_cpus=1,
+        num_gpus=spec.gpus_per_actor,
+        compute=ActorPoolStrategy(size=spec.actors),
+    )
+    done = []
+    for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+        done.append(block)
+        progress(block.num_rows, "")
+    return pa.concat_tables(done).sort_by("prompt_id").combine_chunks()

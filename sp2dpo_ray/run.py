@@ -1,0 +1,120 @@
+"""One run: its folder, its configuration, and the rule by which a stage is done or not.
+
+In: a `Config`. Out: keys, provenance and lambda.json. Invariant: a stage's key hashes only the part
+of the configuration that it reads and the contents of its inputs, so a changed training option
+leaves the schedule alone, and a changed input is seen.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sp2dpo_ray import __version__
+from sp2dpo_ray.config import Config
+from sp2dpo_ray.core.artifact import (
+    Draft,
+    Manifest,
+    Provenance,
+    open_artifact,
+    publish,
+    read_manifest,
+    write_atomically,
+)
+from sp2dpo_ray.core.hashing import sha256_hex
+from sp2dpo_ray.errors import ArtifactError, Stopped
+
+Summary = dict[str, Any]
+TRAIN, EVAL = "train", "eval"
+RECORDED_PACKAGES = ("numpy", "pyarrow", "ray", "torch", "transformers", "peft", "openai")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A configuration and the folder that its stages write to."""
+
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run.folder
+
+    def path(self, *names: str) -> Path:
+        return self.folder.joinpath(*names)
+
+    def pairs_file(self, split: str) -> Path:
+        return self.path("pairs", f"{split}.parquet")
+
+    def provenance(self, stage: str, settings: Any, inputs: dict[str, Path]) -> Provenance:
+        """The key of a stage from its settings and the checked contents of its inputs.
+
+        Raises ArtifactError that names the stage to run first when an input is missing.
+        """
+        digests = {}
+        for name, folder in inputs.items():
+            if read_manifest(folder) is None:
+                raise ArtifactError(
+                    f"stage {stage} needs {name}, which {folder} does not hold; run: sp2dpo {name}"
+                )
+            digests[name] = open_artifact(folder).digest
+        key = sha256_hex([stage, settings, digests])
+        return Provenance(stage, key, self.config.lambda_id, digests)
+
+    def finished(self, folder: Path, provenance: Provenance) -> Manifest | None:
+        """The manifest in `folder` if it is what this stage would make again, checked."""
+        manifest = read_manifest(folder)
+        if manifest is None or manifest.key != provenance.key:
+            return None
+        return open_artifact(folder)
+
+    def publish_once(
+        self, folder: Path, provenance: Provenance, make: Callable[[Draft], None]
+    ) -> dict[str, Any]:
+        """Make an artifact unless it is there already; returns its summary."""
+        if manifest := self.finished(folder, provenance):
+            return manifest.summary | {"reused": True}
+        with publish(folder, provenance) as draft:
+            make(draft)
+        return draft.summary | {"reused": False}
+
+    def write_lambda(self) -> None:
+        """lambda.json: the resolved configuration, its id, the versions of code and packages."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "lambda_id": self.config.lambda_id,
+            "config": self.config.resolved,
+            "code_version": __version__,
+            "python": platform.python_version(),
+            "packages": {
+                name: version for name in RECORDED_PACKAGES if (version := _version(name))
+            },
+        }
+        write_atomically(self.path("lambda.json"), json.dumps(content, indent=2, sort_keys=True))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run folder for one command; a second command on it is refused at once."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path(".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Stopped(
+                    f"another command is working on {self.folder}; wait for it, or give this run "
+                    "another name: --set run.name=..."
+                ) from None
+            yield
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

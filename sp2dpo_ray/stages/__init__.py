@@ -1,0 +1,116 @@
+"""The stages of a run, one file each; they meet only in the run folder.
+
+In: a `Run`. Out: one artifact a stage, and a summary for `--json`. Invariant: running a stage again
+does only what is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sp2dpo_ray.config import Config
+from sp2dpo_ray.console import say
+from sp2dpo_ray.run import Run, Summary
+
+OBJECT_STORE_BYTES = 1 << 30  # for a Ray of our own; the default takes a third of the memory
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A row of the table of stages; `place` is imported when the stage runs, since a machine that
+    only annotates has no torch, and one that only trains has no SDK."""
+
+    name: str
+    place: str
+    needs_ray: bool
+    title: str
+
+    def __call__(self, run: Run) -> Summary:
+        module, _, function = self.place.partition(":")
+        summary: Summary = getattr(importlib.import_module(module), function)(run)
+        return summary
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("prepare", "sp2dpo_ray.stages.prepare:prepare", False,
+              "Read, clean and split the pairs."),
+        Stage("student", "sp2dpo_ray.stages.student:student", False,
+              "Find the student model, or make the tiny one."),
+        Stage("annotate", "sp2dpo_ray.stages.annotate:annotate", True,
+              "Ask the teachers about every pair; what is on record is not asked again."),
+        Stage("schedule", "sp2dpo_ray.stages.schedule:schedule", False,
+              "Turn the annotations into one beta for each pair."),
+        Stage("reference", "sp2dpo_ray.stages.reference:reference", True,
+              "Log-probabilities of the frozen student, once for every arm."),
+        Stage("train", "sp2dpo_ray.stages.train:train", True,
+              "Train one arm (train.arm) and score it on the held-out pairs."),
+        Stage("report", "sp2dpo_ray.stages.report:report", False,
+              "Write the page that shows the run."),
+    )
+}  # fmt: skip
+
+
+def run_all(run: Run) -> Summary:
+    """Every stage in order, every arm of `sweep.arms`, and the page.
+
+    The student comes before the teachers: an id that does not exist must cost nothing.
+    """
+    from sp2dpo_ray.stages.train import train
+
+    summaries: Summary = {}
+    for name in ("prepare", "student", "annotate", "schedule", "reference"):
+        summaries[name] = STAGES[name](run)
+        say(f"{name}: {brief(summaries[name])}")
+    summaries["train"] = {}
+    for arm in run.config.sweep.arms:
+        summaries["train"][arm] = train(run, arm)
+        say(f"train {arm}: {brief(summaries['train'][arm])}")
+    summaries["report"] = STAGES["report"](run)
+    return summaries
+
+
+def brief(summary: Summary) -> str:
+    """The figures of a summary on one line, nested ones left out."""
+    figures = {
+        name: f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+        for name, value in summary.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    text = ", ".join(f"{value} {name}" for name, value in figures.items())
+    return f"{text} (already done)" if summary.get("reused") else text
+
+
+@contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """The Ray that stages use: `cluster.address`, the cluster of this job, or one of our own."""
+    # no usage report leaves this machine unless its owner asked for it
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's own remarks belong into its log files; what a user must know, the stages say
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    import ray
+
+    if ray.is_initialized():  # somebody else's session, not ours to close
+        yield
+        return
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    local = {} if address else {"object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(
+        address=address,
+        include_dashboard=None if address else False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        **local,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,64 @@
+"""Stage `reference`: log-probabilities of the frozen student, once for every arm.
+
+In: `pairs/`, `student/`. Out: `reference/<key>/`. Invariant: the key knows student, tokenizer,
+template, truncation, precision and pair texts, and never beta, learning rate or output folder.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sp2dpo_ray.console import bar
+from sp2dpo_ray.core.artifact import Draft, Provenance
+from sp2dpo_ray.core.pairs import PAIR_FIELDS
+from sp2dpo_ray.reference.pipeline import ReferenceSpec, reference_logps
+from sp2dpo_ray.run import EVAL, TRAIN, Run, Summary
+from sp2dpo_ray.stages.student import student_ref
+
+
+def reference(run: Run) -> Summary:
+    """Log-probabilities of the frozen student, once for every arm."""
+    train = run.config.train
+    provenance = _reference_provenance(run)
+
+    def make(draft: Draft) -> None:
+        start = time.perf_counter()
+        names = [field.name for field in PAIR_FIELDS]
+        pairs = pa.concat_tables(
+            [pq.read_table(run.pairs_file(split), columns=names) for split in (TRAIN, EVAL)]
+        )
+        spec = ReferenceSpec(
+            student_ref(run),
+            train.max_length,
+            train.max_prompt_length,
+            train.precision,
+            train.tokens_per_batch,
+            train.workers,
+            train.gpus_per_worker,
+        )
+        with bar("reference: pairs", pairs.num_rows) as advance:
+            table = reference_logps(pairs, spec, progress=advance)
+        draft.write_table("reference.parquet", table)
+        draft.summary |= {
+            "pairs": table.num_rows,
+            "truncated": sum(table["truncated"].to_pylist()),
+            "seconds": time.perf_counter() - start,
+        }
+
+    return run.publish_once(reference_folder(run), provenance, make)
+
+
+def _reference_provenance(run: Run) -> Provenance:
+    train = run.config.train
+    settings = [train.max_length, train.max_prompt_length, train.precision]
+    inputs = {"prepare": run.path("pairs"), "student": run.path("student")}
+    return run.provenance("reference", settings, inputs)
+
+
+def reference_folder(run: Run) -> Path:
+    """Where the reference of this student and these pairs lies."""
+    return run.path("reference", _reference_provenance(run).key[:16])

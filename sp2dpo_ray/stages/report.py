@@ -1,0 +1,95 @@
+"""Stage `report`: the page of a run, from its artifacts alone.
+
+In: everything that the run folder holds. Out: `report/index.html`, and the comparison of the arms
+as `report/comparison.json`. Invariant: only arms whose artifact is finished and checked are shown.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.core.artifact import Draft, open_artifact, publish, read_manifest
+from sp2dpo_ray.core.pairs import pairs_from
+from sp2dpo_ray.core.schedule import Panel
+from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
+from sp2dpo_ray.report.page import PageData, render
+from sp2dpo_ray.run import TRAIN, Run, Summary
+from sp2dpo_ray.stages.train import EVAL_PAIRS
+from sp2dpo_ray.train.task import METRICS
+
+WITHOUT_MODEL = ("offline", "scripted")
+SHOWN_STAGES = ("pairs", "student", "annotations", "schedule")
+
+
+def report(run: Run) -> Summary:
+    """Gather, compare, render, publish."""
+    config = run.config
+    trained = _trained_arms(run)
+    inputs = {"prepare": run.path("pairs"), "schedule": run.path("schedule")}
+    inputs |= {f"train {name}": run.path("train", parse_arm(name).folder) for name in trained}
+    provenance = run.provenance("report", {"arms": list(trained)}, inputs)
+    rows = _compare(run, trained)
+    stages = {
+        name: manifest.summary
+        for name in SHOWN_STAGES
+        if (manifest := read_manifest(run.path(name))) is not None
+    }
+    stages |= {f"train {name}": summary for name, summary in trained.items()}
+    data = PageData(
+        lambda_record=json.loads(run.path("lambda.json").read_text(encoding="utf-8")),
+        stages=stages,
+        panel=Panel(tuple(t.name for t in config.teachers), config.prompts.variants),
+        schedule=pq.read_table(run.path("schedule", "schedule.parquet")),
+        diagnostics=pq.read_table(run.path("schedule", "diagnostics.parquet")),
+        pairs={pair.prompt_id: pair for pair in pairs_from(pq.read_table(run.pairs_file(TRAIN)))},
+        arms=rows,
+        curves={name: _metrics(run, name) for name in trained},
+        by_category={name: s["eval"].get("by_category", {}) for name, s in trained.items()},
+        without_model=[t.name for t in config.teachers if t.provider in WITHOUT_MODEL],
+    )
+
+    def write(draft: Draft) -> None:
+        (draft.path / "index.html").write_text(render(data), encoding="utf-8")
+        (draft.path / "comparison.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
+
+    with publish(run.path("report"), provenance) as draft:
+        write(draft)
+    return {"page": str(run.path("report", "index.html")), "arms": rows}
+
+
+def _trained_arms(run: Run) -> dict[str, Summary]:
+    """Finished arms in the order of `sweep.arms`, then `train.arm` if it is another one."""
+    names = dict.fromkeys((*run.config.sweep.arms, run.config.train.arm))
+    found = {}
+    for name in names:
+        folder = run.path("train", parse_arm(name).folder)
+        if read_manifest(folder):
+            found[name] = open_artifact(folder).summary
+    return found
+
+
+def _compare(run: Run, trained: dict[str, Summary]) -> list[dict[str, Any]]:
+    margins: dict[str, tuple[list[str], np.ndarray]] = {}
+    for name in trained:
+        table = pq.read_table(run.path("train", parse_arm(name).folder, EVAL_PAIRS))
+        margins[name] = (table["prompt_id"].to_pylist(), table["margin"].to_numpy())
+    if not margins or not next(iter(margins.values()))[0]:
+        return []
+    baseline = next((name for name in margins if name.startswith("dpo:")), next(iter(margins)))
+    return [_row(score, trained[score.arm]) for score in compare_arms(margins, baseline)]
+
+
+def _row(score: ArmScore, summary: Summary) -> dict[str, Any]:
+    figures = {name: summary[name] for name in ("title", "seconds", "tokens_per_second", "loss")}
+    return asdict(score) | figures
+
+
+def _metrics(run: Run, name: str) -> list[dict[str, float]]:
+    path = run.path("train", parse_arm(name).folder, METRICS)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

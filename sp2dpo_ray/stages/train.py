@@ -1,0 +1,166 @@
+"""Stage `train`: one arm on Ray Train, scored on the held-out pairs.
+
+In: `pairs/`, `student/`, the reference, and the schedule. Out: `train/<arm>/`. Invariant: where a
+schedule exists every arm trains on exactly its pairs, whether or not it reads a beta from it, so
+that arms differ in nothing but their betas.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sp2dpo_ray.console import bar
+from sp2dpo_ray.core.arms import Arm, parse_arm
+from sp2dpo_ray.core.artifact import MANIFEST, Provenance, read_manifest, seal
+from sp2dpo_ray.errors import DataError
+from sp2dpo_ray.evaluate.compare import group_scores
+from sp2dpo_ray.run import TRAIN, Run, Summary
+from sp2dpo_ray.stages.reference import reference_folder
+from sp2dpo_ray.stages.student import student_ref
+from sp2dpo_ray.train.launch import train_arm
+from sp2dpo_ray.train.task import BETAS, HELD_OUT, METRICS, TrainTask
+
+CHECKPOINTS = "checkpoints"
+EVAL_PAIRS = "eval_pairs.parquet"
+UNKNOWN = "unknown"
+# what of `train` says where and how safely to compute, not what
+NOT_THE_RESULT = {"arm", "keep", "max_failures", "save_steps", "log_steps"}
+
+
+def train(run: Run, arm_name: str | None = None) -> Summary:
+    """Train one arm (`train.arm` unless named) and score it."""
+    config = run.config
+    arm = parse_arm(arm_name or config.train.arm)
+    folder = run.path("train", arm.folder)
+    provenance = _provenance(run, arm)
+    if manifest := run.finished(folder, provenance):
+        return manifest.summary | {"reused": True}
+
+    start = time.perf_counter()
+    _make_room(folder, provenance)
+    num_pairs = _write_betas(run, arm, folder)
+    task = TrainTask(
+        run.path("pairs"),
+        reference_folder(run),
+        folder,
+        student_ref(run),
+        config.student.lora,
+        config.train,
+    )
+    steps = -(-num_pairs // config.train.pairs_per_step) * config.train.epochs
+    with bar(f"train {arm.name}: steps", steps) as advance:
+        done = 0
+
+        def progress(step: int, _: int, note: str) -> None:
+            nonlocal done
+            advance(step - done, note)
+            done = step
+
+        train_arm(task, provenance.key, progress=progress)
+    summary = {
+        "arm": arm.name,
+        "title": arm.title,
+        "pairs": num_pairs,
+        **_training_figures(folder / METRICS),
+        "eval": _held_out_figures(run, folder),
+        "adapter": str(folder / "adapter"),
+        "seconds": time.perf_counter() - start,
+    }
+    # checkpoints served their purpose and are no part of the artifact
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    seal(folder, provenance, summary)
+    return summary | {"reused": False}
+
+
+def _provenance(run: Run, arm: Arm) -> Provenance:
+    config = run.config
+    inputs = {
+        "prepare": run.path("pairs"),
+        "student": run.path("student"),
+        "reference": reference_folder(run),
+    }
+    if arm.needs_schedule or read_manifest(run.path("schedule")):
+        inputs["schedule"] = run.path("schedule")
+    settings = {
+        "arm": arm.name,
+        "lora": config.student.lora.model_dump(mode="json"),
+        "train": config.train.model_dump(mode="json", exclude=NOT_THE_RESULT),
+    }
+    return run.provenance("train", settings, inputs)
+
+
+def _make_room(folder: Path, provenance: Provenance) -> None:
+    """Clear what another configuration left; keep the checkpoints of this very training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    ours = folder / CHECKPOINTS / provenance.key[:16]
+    for path in [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")]:
+        if path == folder / CHECKPOINTS or path == ours or (path.name == METRICS and ours.exists()):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _write_betas(run: Run, arm: Arm, folder: Path) -> int:
+    """The arm's beta for each training pair; all that training sees of the schedule."""
+    ids = pq.read_table(run.pairs_file(TRAIN), columns=["prompt_id"])["prompt_id"].to_pylist()
+    schedule = None
+    if read_manifest(run.path("schedule")):
+        schedule = pq.read_table(run.path("schedule", "schedule.parquet"))
+        scheduled = set(schedule["prompt_id"].to_pylist())
+        ids = [name for name in ids if name in scheduled]
+    if not ids:
+        raise DataError("the schedule holds none of the training pairs; run: sp2dpo schedule")
+    betas = arm.betas(schedule, ids)
+    pq.write_table(pa.table({"prompt_id": ids, "beta": betas}), folder / BETAS)
+    return len(ids)
+
+
+def _training_figures(path: Path) -> Summary:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    seconds, tokens = (sum(row[name] for row in rows) for name in ("seconds", "tokens"))
+    pairs = sum(row["pairs"] for row in rows)
+    return {
+        "steps": rows[-1]["steps"],
+        "tokens": int(tokens),
+        "step_seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "loss": sum(row["loss"] * row["pairs"] for row in rows) / pairs,
+        "last_loss": rows[-1]["loss"],
+    }
+
+
+def _held_out_figures(run: Run, folder: Path) -> dict[str, Any]:
+    """Join categories and sources to the workers' margins; scores in total and by group."""
+    table = pq.read_table(folder / HELD_OUT)
+    ids = table["prompt_id"].to_pylist()
+    categories = _categories(run)
+    groups = [categories.get(name, UNKNOWN) for name in ids]
+    pq.write_table(
+        table.append_column("category", pa.array(groups, pa.string())), folder / EVAL_PAIRS
+    )
+    (folder / HELD_OUT).unlink()
+    if not ids:
+        return {"pairs": 0}
+    margin = table["margin"].to_numpy().astype(np.float64)
+    scores = group_scores(margin, groups)
+    return scores.pop("all") | {"by_category": scores}
+
+
+def _categories(run: Run) -> dict[str, str]:
+    """The panel's category of each held-out pair, where the panel was asked about them."""
+    path = run.path("schedule", "eval_diagnostics.parquet")
+    if not path.exists():
+        return {}
+    table = pq.read_table(path, columns=["prompt_id", "category"])
+    return dict(zip(table["prompt_id"].to_pylist(), table["category"].to_pylist(), strict=True))

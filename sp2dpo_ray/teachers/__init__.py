@@ -1,0 +1,1 @@
+"""Teachers: one file a provider behind the protocol of `base`."""

@@ -1,0 +1,56 @@
+"""A teacher that answers from a script: for tests and for replaying what somebody else labelled.
+
+In: `options.script`, a JSONL file of {"prompt_id", "variant", "replies": [...]}; each reply is
+either the raw text of an answer or {"outcome": ..., "text": ..., "retry_after_s": ...}. Out: the
+replies in order, the last one again and again. `options.default` answers what is not in the script.
+Invariant: answers depend on the script and on nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sp2dpo_ray.config import DecodingSection, TeacherSection
+from sp2dpo_ray.core.annotation import Outcome
+from sp2dpo_ray.core.calls import Call
+from sp2dpo_ray.errors import ConfigError
+from sp2dpo_ray.teachers.base import Reply
+
+
+class ScriptedTeacher:
+    def __init__(self, teacher: TeacherSection, decoding: DecodingSection) -> None:
+        known = {"script", "default", "latency_s"}
+        if unknown := teacher.options.keys() - known:
+            raise ConfigError(
+                f"teachers: {teacher.name}: options {sorted(unknown)} are unknown to the scripted "
+                f"teacher, which knows {sorted(known)}"
+            )
+        self._model = teacher.model
+        self._default: Any = teacher.options.get("default")
+        self._latency_s = float(teacher.options.get("latency_s", 0))
+        self._replies: dict[tuple[str, str], list[Any]] = {}
+        self._asked: Counter[tuple[str, str]] = Counter()
+        if script := teacher.options.get("script"):
+            for line in Path(script).read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                self._replies[row["prompt_id"], row["variant"]] = row["replies"]
+
+    async def ask(self, call: Call) -> Reply:
+        if self._latency_s:
+            await asyncio.sleep(self._latency_s)
+        place = (call.prompt_id, call.variant)
+        replies = self._replies.get(place, [self._default])
+        reply = replies[min(self._asked[place], len(replies) - 1)]
+        self._asked[place] += 1
+        if reply is None:
+            return Reply(Outcome.TRANSPORT, detail=f"the script has no reply for {place}")
+        if isinstance(reply, str):
+            return Reply(Outcome.OK, text=reply, served_model=self._model)
+        return Reply(**{**reply, "outcome": Outcome(reply["outcome"])})
+
+    async def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,92 @@
+"""Training one arm on Ray Train: workers, resources, checkpoints, and what went wrong.
+
+In: a `TrainTask`. Out: nothing but the files that the workers wrote. Invariant: the run's name is
+the stage's key, so an interrupted training resumes, and a changed one never does by mistake.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from sp2dpo_ray.errors import ConfigError, Sp2dpoError, TrainingError
+from sp2dpo_ray.train.loop import train_worker
+from sp2dpo_ray.train.task import METRICS, TrainTask
+
+WATCH_EVERY_S = 0.5
+
+
+def train_arm(task: TrainTask, key: str, *, progress: Callable[[int, int, str], None]) -> None:
+    """Train the arm to its end; progress(step, steps, note) follows it.
+
+    Raises TrainingError with the first worker's words if training fails.
+    """
+    options = task.options
+    gpu = options.gpus_per_worker > 0
+    resources = {"CPU": 1.0, **({"GPU": options.gpus_per_worker} if gpu else {})}
+    _check_room(options.workers, resources)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        scaling_config=ScalingConfig(
+            num_workers=options.workers, use_gpu=gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=key[:16],
+            storage_path=str(task.output / "checkpoints"),
+            failure_config=FailureConfig(max_failures=options.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=options.keep),
+        ),
+    )
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(task.output / METRICS, over, progress))
+    watcher.start()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingError(f"arm training in {task.output} failed: {_cause(error)}") from error
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _check_room(workers: int, per_worker: dict[str, float]) -> None:
+    """Refuse what this cluster can never start: Ray would wait without a word."""
+    present = ray.cluster_resources()
+    for kind, share in per_worker.items():
+        if workers * share > present.get(kind, 0):
+            raise ConfigError(
+                f"train.workers: {workers} workers need {workers * share:g} {kind}s, the Ray "
+                f"cluster has {present.get(kind, 0):g}. Lower train.workers, set "
+                "train.gpus_per_worker: 0 to train on CPUs, or give the cluster more nodes"
+            )
+
+
+def _watch(path: Path, over: threading.Event, progress: Callable[[int, int, str], None]) -> None:
+    """Follow metrics.jsonl, which rank 0 appends to."""
+    seen = 0
+    while True:
+        last = over.wait(WATCH_EVERY_S)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if len(lines) != seen and lines and lines[-1].endswith("}"):
+            seen = len(lines)
+            row = json.loads(lines[-1])
+            progress(row["step"], row["steps"], f"loss {row['loss']:.4f}")
+        if last:
+            return
+
+
+def _cause(error: BaseException) -> str:
+    """The error of the worker that failed first, without Ray's wrappings."""
+    failures = getattr(error, "worker_failures", None) or {}
+    inner: BaseException = failures[min(failures)] if failures else error
+    while (deeper := getattr(inner, "_base_exc", None) or inner.__cause__) is not None:
+        inner = deeper
+    return str(inner) if isinstance(inner, Sp2dpoError) else f"{type(inner).__name__}: {inner}"

@@ -1,0 +1,183 @@
+"""The training loop of one worker.
+
+In: a `TrainTask`. Out: adapter, merged model, metrics and held-out margins in the arm's folder.
+Invariant: data order is a function of the seed alone, the same for every arm and any number of
+workers; a run that was interrupted goes on where its last checkpoint was taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from transformers import get_cosine_schedule_with_warmup
+
+from sp2dpo_ray.modeling.encode import plan_batches
+from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
+from sp2dpo_ray.train.checkpoint import restore_state, saved_state
+from sp2dpo_ray.train.step import accumulate, means, pair_logps, reduce_over_workers
+from sp2dpo_ray.train.task import (
+    HELD_OUT,
+    METRICS,
+    Pairs,
+    TrainTask,
+    load_eval_pairs,
+    load_training_pairs,
+)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Entry of each Ray Train worker; config["task"] is the TrainTask."""
+    task: TrainTask = config["task"]
+    options = task.options
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+
+    tokenizer = load_tokenizer(task.student)
+    pairs = load_training_pairs(task, tokenizer)
+    model = load_model(task.student, options.precision).to(device)
+    model = add_adapter(model, task.lora, seed=options.seed)
+    parameters = trainable(model)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=options.learning_rate, weight_decay=options.weight_decay
+    )
+    plan = steps_of(len(pairs), options.pairs_per_step, options.epochs, options.seed)
+    scheduler = get_cosine_schedule_with_warmup(
+        optimizer, round(options.warmup_ratio * len(plan)), len(plan)
+    )
+    done = 0
+    if checkpoint := ray.train.get_checkpoint():
+        done = restore_state(checkpoint, model, optimizer, scheduler)
+    log = _MetricsFile(task.output / METRICS, done) if rank == 0 else None
+
+    model.train()
+    for step in range(done + 1, len(plan) + 1):
+        start = time.perf_counter()
+        torch.manual_seed(hash_seed(options.seed, step, rank))  # LoRA dropout
+        everyone = plan[step - 1]
+        sums = accumulate(
+            model,
+            pairs,
+            everyone[rank::world],
+            global_pairs=len(everyone),
+            tokens_per_batch=options.tokens_per_batch,
+            pad_id=tokenizer.pad_token_id,
+            device=device,
+        )
+        sums = reduce_over_workers(parameters, sums)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        metrics = means(sums) | {
+            "grad_norm": float(norm),
+            "learning_rate": scheduler.get_last_lr()[0],
+        }
+        scheduler.step()
+        if log and (step % options.log_steps == 0 or step == len(plan)):
+            seconds = time.perf_counter() - start
+            log.write({"step": step, "steps": len(plan), **metrics, "seconds": seconds})
+        if step % options.save_steps == 0 or step == len(plan):
+            state = saved_state(model, optimizer, scheduler, step) if rank == 0 else _none()
+            with state as checkpoint:
+                ray.train.report({"step": step, **metrics}, checkpoint=checkpoint)
+
+    _score_held_out(model, task, tokenizer, rank, world, device)
+    if rank == 0:
+        _export(model, tokenizer, task.output)
+
+
+def steps_of(num_pairs: int, pairs_per_step: int, epochs: int, seed: int) -> list[list[int]]:
+    """The pairs of every step: a fresh permutation each epoch, the last step may be smaller."""
+    steps = []
+    for epoch in range(epochs):
+        generator = torch.Generator().manual_seed(hash_seed(seed, epoch, 0))
+        order = torch.randperm(num_pairs, generator=generator).tolist()
+        steps += [order[i : i + pairs_per_step] for i in range(0, num_pairs, pairs_per_step)]
+    return steps
+
+
+def hash_seed(*parts: int) -> int:
+    """A seed for torch from several integers, without the collisions of a sum."""
+    state = 0
+    for part in parts:
+        state = (state * 1_000_003 + part + 1) % (2**63 - 1)
+    return state
+
+
+@contextlib.contextmanager
+def _none() -> Iterator[None]:
+    yield None
+
+
+class _MetricsFile:
+    """metrics.jsonl: one line a logged step; lines after the restored step are dropped."""
+
+    def __init__(self, path: Path, done: int) -> None:
+        kept = []
+        if done and path.exists():
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if json.loads(line)["step"] <= done
+            ]
+        self._path = path
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def write(self, row: dict[str, float]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+@torch.no_grad()
+def _score_held_out(
+    model: Any, task: TrainTask, tokenizer: Any, rank: int, world: int, device: torch.device
+) -> None:
+    """The log-ratio margin of every held-out pair, in nats, into one table."""
+    model.eval()
+    pairs = load_eval_pairs(task, tokenizer)
+    rows = _margins(model, pairs, list(range(len(pairs)))[rank::world], task, tokenizer, device)
+    gathered: list[Any] = [rows]
+    if world > 1:
+        gathered = [None] * world
+        dist.all_gather_object(gathered, rows)
+    if rank == 0:
+        together = sorted(row for part in gathered for row in part)
+        columns = list(zip(*together, strict=True)) or [(), (), ()]
+        names = ("prompt_id", "margin", "reference_margin")
+        kinds = (pa.string(), pa.float64(), pa.float64())
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+        pq.write_table(pa.table(arrays, names=list(names)), task.output / HELD_OUT)
+
+
+def _margins(
+    model: Any, pairs: Pairs, mine: list[int], task: TrainTask, tokenizer: Any, device: torch.device
+) -> list[tuple[str, float, float]]:
+    rows = []
+    for index in plan_batches(pairs.encoded, mine, task.options.tokens_per_batch):
+        logps = pair_logps(model, pairs, index, tokenizer.pad_token_id, device)
+        reference = (logps.ref_chosen - logps.ref_rejected).tolist()
+        ids = [pairs.encoded[i].prompt_id for i in index]
+        rows += list(zip(ids, logps.margin.tolist(), reference, strict=True))
+    return rows
+
+
+def _export(model: Any, tokenizer: Any, output: Path) -> None:
+    """The adapter by itself, and the student with the adapter merged in."""
+    for name in ("adapter", "merged"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    # False: the vocabulary is untouched, and asking the hub about it would need a network
+    model.save_pretrained(output / "adapter", save_embedding_layers=False)
+    model.merge_and_unload().save_pretrained(output / "merged")
+    tokenizer.save_pretrained(output / "merged")
