@@ -112,7 +112,9 @@ def read_pairs(table: pa.Table) -> Iterator[Pair | Rejected]:
             ) from error
         name = str(prompt_id) if prompt_id else sha256_hex([turns, better, worse])
         reason = _fault(turns, better, worse)
-        yield Rejected(name, reason) if reason else Pair(name, turns, better or "", worse or "")
+        yield (
+            Rejected(name, reason) if reason else Pair(name, turns or [], better or "", worse or "")
+        )
 
 
 def _read_row(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,7 +86,7 @@ def build_schedule(
     # comparisons with NaN are false, so a missing number is invalid too
     in_range = (magnitude >= 0) & (magnitude <= 1) & (confidence >= 0) & (confidence <= 1)
     valid = (grid.category_NJK >= 0) & in_range
-    complete = valid.all(axis=(1, 2))
+    complete = np.asarray(valid.all(axis=(1, 2)))
     whole = _Grid(
         [name for name, keep in zip(grid.ids, complete, strict=True) if keep],
         grid.category_NJK[complete],
@@ -107,8 +108,8 @@ def _dense(annotations: pa.Table, panel: Panel) -> _Grid:
     first_wins = tuple(axis[::-1] for axis in place)  # a later assignment overwrites
     shape = (len(ids), len(panel.teachers), len(panel.variants))
 
-    def spread(values: NDArray[np.generic], fill: object, kind: type) -> NDArray[np.generic]:
-        cube = np.full(shape, fill, dtype=kind)
+    def spread(values: NDArray[Any], fill: object, kind: type) -> NDArray[Any]:
+        cube: NDArray[Any] = np.full(shape, fill, dtype=kind)
         cube[first_wins] = values[::-1]
         return cube
 
@@ -123,7 +124,7 @@ def _dense(annotations: pa.Table, panel: Panel) -> _Grid:
     )
 
 
-def _codes(column: pa.ChunkedArray, names: tuple[str, ...] | list[str], what: str) -> NDArray:
+def _codes(column: pa.ChunkedArray, names: tuple[str, ...] | list[str], what: str) -> NDArray[Any]:
     codes = pc.index_in(column, pa.array(names, pa.string()))
     if codes.null_count:
         unknown = sorted(set(column.filter(pc.is_null(codes)).to_pylist()))
@@ -131,7 +132,7 @@ def _codes(column: pa.ChunkedArray, names: tuple[str, ...] | list[str], what: st
             f"annotations: {what} {unknown} is not in the panel {list(names)}; "
             "annotations and schedule belong to different configurations"
         )
-    return codes.to_numpy()
+    return np.asarray(codes.to_numpy())
 
 
 def _columns(

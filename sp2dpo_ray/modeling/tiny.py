@@ -1,8 +1,8 @@
 """The built-in student: a small Qwen3-architecture model made from the training pairs.
 
 In: training pairs. Out: a folder that loads like any other student. For machines that reach no
-model hub: it has the real architecture, tokenizer and chat template machinery, and knows next to nothing.
-Invariant: the same pairs and options give the same weights on the same machine.
+model hub: it has the real architecture, tokenizer and chat template machinery, and knows next to
+nothing. Invariant: the same pairs and options give the same weights on the same machine.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class OpenAITeacher:
         )
 
     async def ask(self, call: Call) -> Reply:
-        create = self._client.chat.completions.with_raw_response.create
+        create: Any = self._client.chat.completions.with_raw_response.create
         try:
             response = await create(messages=call.messages, **self._options)
             completion = response.parse()

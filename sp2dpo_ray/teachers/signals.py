@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 
 from sp2dpo_ray.core.taxonomy import Category
 
@@ -157,11 +158,12 @@ def _count_constraints(prompt: str) -> list[Check]:
         "line": lambda text: len(text.strip().splitlines()),
     }
     pattern = rf"\b(\d+|{'|'.join(COUNTS)})[ -](?:\w+ )?(word|sentence|bullet|step|line)"
-    wanted = [
-        (units[unit], _number(number)) for number, unit in re.findall(pattern, prompt.lower())
-    ]
-    return [lambda text, count=count, number=number: count(text) == number
-            for count, number in wanted]  # fmt: skip
+    found = re.findall(pattern, prompt.lower())
+    return [partial(_counts_to, units[unit], _number(number)) for number, unit in found]
+
+
+def _counts_to(count: Callable[[str], int], wanted: int, text: str) -> bool:
+    return count(text) == wanted
 
 
 def _form_constraints(prompt: str) -> list[Check]:

@@ -1,8 +1,9 @@
 """What a training worker is given, and the arrays it makes of it.
 
 In: folders of artifacts and the arm's betas. Out: `Pairs`, encoded, with reference
-log-probabilities and betas in the same order. Invariant: of the schedule only the column `beta` gets this far, and
-every training pair has a finite positive beta and a reference, or its id is in the error.
+log-probabilities and betas in the same order. Invariant: of the schedule only the column `beta`
+gets this far, and every training pair has a finite positive beta and a reference, or its id is in
+the error.
 """
 
 from __future__ import annotations
