@@ -21,9 +21,11 @@ CASES: dict[str, Any] = json.loads((Path(__file__).parent / "paper_cases.json").
 TEACHERS, VARIANTS = ("qwen", "openai", "gemini"), ("v1", "v2", "v3")
 # In case 3 the table prints 0.9025 as the median of 0.8550, 0.8100 and 0.9025; Eq. 16 gives 0.8550
 CONTRADICTS_EQ_16 = ("instruction", "openai")
-# Single calls and medians are printed exactly to four decimals. The printed means round once more:
-# safety v2 is 0.26364 and printed 0.2637, the mean of the printed betas 0.2814, 0.2609, 0.2487
-PRINTED_MEAN = 0.65e-4
+# Four decimals: half a unit of the last, ties either way (0.04215 is printed 0.0421).
+PRINTED = 0.5e-4 + 1e-12
+# The printed means round a second time: safety v2 is 0.26364 and printed 0.2637, which is the mean
+# of the printed betas 0.2814, 0.2609 and 0.2487.
+PRINTED_MEAN = 0.55e-4
 
 cubes = arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5)),
                elements=st.floats(0, 1))  # fmt: skip
@@ -39,8 +41,8 @@ def test_case_tables_of_the_paper(name: str) -> None:
     case = CASES[name]
     beta_of = LinearMap()
     gap = ensemble.effective_gap(cube(case, "magnitude"), cube(case, "confidence"))
-    assert np.round(gap, 4) == pytest.approx(cube(case, "gap"), abs=1e-12)
-    assert np.round(beta_of(gap), 4) == pytest.approx(cube(case, "beta"), abs=1e-12)
+    assert gap == pytest.approx(cube(case, "gap"), abs=PRINTED)
+    assert beta_of(gap) == pytest.approx(cube(case, "beta"), abs=PRINTED)
 
     gap_ens = ensemble.median_over_prompts(gap)
     beta_ens = beta_of(gap_ens)
@@ -48,7 +50,7 @@ def test_case_tables_of_the_paper(name: str) -> None:
         row = next(row for row in case["ens"] if row["teacher"] == teacher)
         printed = (0.8550, 0.2609) if (name, teacher) == CONTRADICTS_EQ_16 else (
             row["gap"], row["beta"])  # fmt: skip
-        assert (round(gap_ens[0, j], 4), round(beta_ens[0, j], 4)) == printed
+        assert (gap_ens[0, j], beta_ens[0, j]) == pytest.approx(printed, abs=PRINTED)
 
     for k, variant in enumerate(VARIANTS):
         mean = ensemble.mean_over_teachers(beta_of(gap)[:, :, k])
