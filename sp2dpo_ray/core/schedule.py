@@ -105,12 +105,13 @@ def _dense(annotations: pa.Table, panel: Panel) -> _Grid:
         _codes(annotations["teacher"], panel.teachers, "teacher"),
         _codes(annotations["variant"], panel.variants, "variant"),
     )
-    first_wins = tuple(axis[::-1] for axis in place)  # a later assignment overwrites
     shape = (len(ids), len(panel.teachers), len(panel.variants))
+    # np.unique names the first row of each call, whatever was recorded after it
+    cell, row = np.unique(np.ravel_multi_index(place, shape), return_index=True)
 
     def spread(values: NDArray[Any], fill: object, kind: type) -> NDArray[Any]:
         cube: NDArray[Any] = np.full(shape, fill, dtype=kind)
-        cube[first_wins] = values[::-1]
+        cube.reshape(-1)[cell] = values[row]
         return cube
 
     names = pa.array([str(category) for category in CATEGORIES])

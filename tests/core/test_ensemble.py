@@ -25,7 +25,7 @@ CONTRADICTS_EQ_16 = ("instruction", "openai")
 PRINTED = 0.5e-4 + 1e-12
 # The printed means round a second time: safety v2 is 0.26364 and printed 0.2637, which is the mean
 # of the printed betas 0.2814, 0.2609 and 0.2487.
-PRINTED_MEAN = 0.55e-4
+PRINTED_MEAN = 0.65e-4
 
 cubes = arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5)),
                elements=st.floats(0, 1))  # fmt: skip
