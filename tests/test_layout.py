@@ -25,6 +25,7 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"run"}),
     frozenset({"stages"}),
     frozenset({"cli"}),
+    frozenset({"__main__"}),
 )
 # the one step within a rank: a model's forward pass ends in log-probabilities
 SAME_RANK = {("modeling", "objectives")}

@@ -63,12 +63,15 @@ def accumulate(
     for index in plan_batches(pairs.encoded, mine, tokens_per_batch):
         logps = pair_logps(model, pairs, index, pad_id, device)
         beta = pairs.beta[index].to(device)
-        losses = pair_loss(logps.margin, beta)
-        if not bool(torch.isfinite(losses).all()):
+        margin = logps.margin
+        losses = pair_loss(margin, beta)
+        # an infinite margin may have a loss of 0 and still spoil every weight
+        if not bool(torch.isfinite(margin + losses).all()):
             ids = [pairs.encoded[i].prompt_id for i in index]
             raise TrainingError(
-                f"the loss of a batch is not finite: {losses.tolist()}; its pairs are {ids}. "
-                "Lower train.learning_rate, or look at these pairs"
+                f"margin or loss of a batch is not finite: margins {margin.tolist()}, losses "
+                f"{losses.tolist()}; its pairs are {ids}. Lower train.learning_rate, or look at "
+                "these pairs"
             )
         (losses.sum() / global_pairs).backward()
         sums += _sums(losses.detach(), logps, beta, pairs, index)

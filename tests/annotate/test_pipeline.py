@@ -1,0 +1,235 @@
+"""The annotation stage on a real Ray: paid once, whatever is killed; stopped with a reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from sp2dpo_ray.config import load_config
+from sp2dpo_ray.core.annotation import SETTLED
+from sp2dpo_ray.errors import ConfigError, DataError, TeacherStopped
+from sp2dpo_ray.run import Run
+from sp2dpo_ray.stages import STAGES
+from tests.fault_server import ANSWER, KEY, serve
+from tests.processes import kill_tree
+
+pytestmark = pytest.mark.ray
+
+
+def run_of(config: Path, *overrides: str) -> Run:
+    run = Run(load_config(str(config), overrides))
+    run.write_lambda()
+    return run
+
+
+def journal_entries(folder: Path) -> list[dict[str, Any]]:
+    entries = []
+    for path in folder.rglob("*.jsonl"):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            entries.append(json.loads(line))
+    return entries
+
+
+def test_a_second_run_asks_nothing(ray_cluster: None, demo_config: Path) -> None:
+    run = run_of(demo_config)
+    STAGES["prepare"](run)
+    first = STAGES["annotate"](run)
+    assert (first["calls_made"], first["calls_reused"]) == (240, 0)
+    assert first["outcomes"] == {"ok": 240}
+    before = (run.path("annotations", "annotations.parquet")).read_bytes()
+    assert STAGES["annotate"](run)["calls_made"] == 0
+
+    # without the table the journal still knows everything, and gives the same bytes
+    for path in run.path("annotations").iterdir():
+        path.unlink()
+    again = STAGES["annotate"](run)
+    assert (again["calls_made"], again["calls_reused"]) == (0, 240)
+    assert run.path("annotations", "annotations.parquet").read_bytes() == before
+
+
+def test_one_more_teacher_pays_only_for_itself(ray_cluster: None, demo_config: Path) -> None:
+    run = run_of(demo_config)
+    STAGES["prepare"](run)
+    STAGES["annotate"](run)
+    changed = run_of(demo_config, "teachers.1.options.persona=generous")
+    summary = STAGES["annotate"](changed)
+    assert (summary["calls_made"], summary["calls_reused"]) == (120, 120)
+
+
+def test_the_same_texts_under_two_ids_are_asked_once(
+    ray_cluster: None, demo_config: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt_id": name, "prompt": "p", "chosen": "a", "rejected": "b"} for name in "ab"]
+    (tmp_path / "twins.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = run_of(demo_config, f"data.source={tmp_path}/twins.jsonl", "data.eval_fraction=0")
+    STAGES["prepare"](run)
+    summary = STAGES["annotate"](run)
+    assert (summary["calls_made"], summary["calls_reused"]) == (6, 6)
+    assert summary["pairs_complete"] == 2
+
+
+def test_nonsense_is_recorded_and_refused_by_the_schedule(
+    ray_cluster: None, demo_config: Path
+) -> None:
+    run = run_of(
+        demo_config,
+        'teachers.0={name: alba, provider: scripted, model: s, options: {default: "?"}}',
+    )
+    STAGES["prepare"](run)
+    summary = STAGES["annotate"](run)
+    assert summary["outcomes"] == {"ok": 120, "parse_error": 120}
+    assert summary["pairs_complete"] == 0
+    with pytest.raises(DataError) as refused:
+        STAGES["schedule"](run)
+    assert "no pair has a valid annotation from every teacher" in str(refused.value)
+    assert "not one JSON object" in str(refused.value)
+    assert not run.path("schedule").exists()
+
+
+def http_teacher(url: str, in_flight: int = 4) -> str:
+    return (
+        "teachers=[{name: web, provider: openai, model: m, api_key_env: TEST_KEY, "
+        f"base_url: '{url}', limits: {{in_flight: {in_flight}}}}}]"
+    )
+
+
+FAST = ("decoding.retry_base_s=0.01", "decoding.timeout_s=5", "data.limit=12")
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+
+
+def sp2dpo(*arguments: str) -> subprocess.Popen[str]:
+    """The command line in a process and a Ray of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sp2dpo_ray", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TEST_KEY": KEY},
+        start_new_session=True,
+    )
+
+
+def test_faults_on_the_way_still_end_complete(demo_config: Path) -> None:
+    attempts: Counter[str] = Counter()
+
+    def plan(body: dict[str, Any]) -> str | int:
+        text = json.dumps(body["messages"])
+        attempts[text] += 1
+        kind = hash(text) % 5
+        return [500, "drop", 429, "garbage", "ok"][kind] if attempts[text] == 1 else "ok"
+
+    with serve(plan) as server:
+        overrides = [o for s in (http_teacher(server.url), *FAST) for o in ("--set", s)]
+        for stage in ("prepare", "annotate"):
+            process = sp2dpo(stage, str(demo_config), "--json", *overrides)
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["outcomes"] == {"ok": 36}
+    assert summary["calls_made"] == 36
+    assert KEY not in out + err
+    for path in demo_config.parent.rglob("*"):
+        if path.is_file():
+            assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_a_refused_key_stops_the_stage_and_the_right_one_goes_on(demo_config: Path) -> None:
+    with serve(lambda _: "ok") as server:
+        overrides = [o for s in (http_teacher(server.url), *FAST) for o in ("--set", s)]
+        assert sp2dpo("prepare", str(demo_config), *overrides).wait(60) == 0
+        wrong = subprocess.run(
+            [sys.executable, "-m", "sp2dpo_ray", "annotate", str(demo_config), *overrides],
+            capture_output=True, text=True, timeout=120,
+            env=os.environ | {"TEST_KEY": "canary-wrong-key"},
+        )  # fmt: skip
+        assert wrong.returncode == 4
+        assert "teacher web: AuthenticationError" in wrong.stderr
+        assert "run the same command: it goes on" in wrong.stderr
+        assert "Traceback" not in wrong.stderr
+        assert "canary-wrong-key" not in wrong.stderr
+        process = sp2dpo("annotate", str(demo_config), "--json", *overrides)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert json.loads(out.splitlines()[-1])["outcomes"] == {"ok": 36}
+
+
+@pytest.mark.slow
+def test_a_killed_run_repeats_no_recorded_call(demo_config: Path) -> None:
+    """SIGKILL in the middle, then a resume: what was recorded never reaches the server again."""
+    asked: Counter[str] = Counter()
+    enough = threading.Event()
+
+    def plan(body: dict[str, Any]) -> str:
+        asked[json.dumps(body["messages"])] += 1
+        if sum(asked.values()) >= 30:
+            enough.set()
+        time.sleep(0.02)
+        return "ok"
+
+    with serve(plan) as server:
+        overrides = [o for s in (http_teacher(server.url), "data.limit=40") for o in ("--set", s)]
+        assert sp2dpo("prepare", str(demo_config), *overrides).wait(60) == 0
+        process = sp2dpo("annotate", str(demo_config), *overrides)
+        assert enough.wait(90)
+        kill_tree(process.pid)
+        process.wait()
+        recorded = {
+            entry["key"]
+            for entry in journal_entries(demo_config.parent)
+            if entry["kind"] == "result" and entry["outcome"] in SETTLED
+        }
+        before = sum(asked.values())
+        assert 20 <= len(recorded) < 120
+
+        process = sp2dpo("annotate", str(demo_config), "--json", *overrides)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        after = sum(asked.values()) - before
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["outcomes"] == {"ok": 120}
+    assert summary["calls_reused"] == len(recorded)
+    assert after == 120 - len(recorded)
+    intents = Counter(
+        e["key"] for e in journal_entries(demo_config.parent) if e["kind"] == "intent"
+    )
+    assert all(intents[name] == 1 for name in recorded)
+    table = pq.read_table(next(demo_config.parent.rglob("annotations.parquet")))
+    assert set(table["text"].to_pylist()) == {ANSWER}
+
+
+def test_a_teacher_that_keeps_failing_opens_the_circuit(
+    ray_cluster: None, demo_config: Path
+) -> None:
+    run = run_of(
+        demo_config,
+        "teachers=[{name: alba, provider: scripted, model: s}]",
+        "decoding.retries=0",
+        "annotate.max_failures=3",
+        "annotate.actors=1",
+    )
+    STAGES["prepare"](run)
+    with pytest.raises(TeacherStopped, match=r"teacher alba: 3 calls in a row failed"):
+        STAGES["annotate"](run)
+    assert not run.path("annotations").exists()
+
+
+def test_a_missing_key_costs_nothing(ray_cluster: None, demo_config: Path) -> None:
+    run = run_of(demo_config, http_teacher("http://127.0.0.1:9").replace("TEST_KEY", "NO_SUCH_KEY"))
+    STAGES["prepare"](run)
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
+        STAGES["annotate"](run)
+    assert not run.path("journal").exists()

@@ -1,0 +1,175 @@
+"""Tokens, batches, the forward pass and the tiny student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sp2dpo_ray.config import LoraSection, TinySection
+from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.errors import ConfigError, DataError, TrainingError
+from sp2dpo_ray.modeling.encode import EncodedPair, collate, encode_pairs, plan_batches
+from sp2dpo_ray.modeling.forward import check_forward, response_logps
+from sp2dpo_ray.modeling.student import add_adapter, find_student, load_model, load_tokenizer
+from sp2dpo_ray.modeling.tiny import make_tiny_student
+
+
+def pair(prompt: str, chosen: str, rejected: str, name: str = "x") -> Pair:
+    return Pair(name, [{"role": "user", "content": prompt}], chosen, rejected)
+
+
+PAIRS = [
+    pair("Why is the sky blue?", "Air scatters blue light.", "It is painted.", "a"),
+    pair("Say hi", "Hi there, friend! " * 6, "No", "b"),
+    pair("One more \U0001f600", "ok", "\u4f60\u597d " * 9, "c"),
+]
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_student: Any) -> tuple[Any, Any]:
+    return load_tokenizer(tiny_student), load_model(tiny_student, "fp32").double()
+
+
+def encode(tokenizer: Any, pairs: list[Pair] = PAIRS, longest: int = 512, prompt: int = 256) -> Any:
+    return encode_pairs(pairs, tokenizer, max_length=longest, max_prompt_length=prompt)
+
+
+def test_tokens_are_those_of_the_whole_conversation(parts: tuple[Any, Any]) -> None:
+    tokenizer, _ = parts
+    for item, encoded in zip(PAIRS, encode(tokenizer), strict=True):
+        for response, ids in ((item.chosen, encoded.chosen), (item.rejected, encoded.rejected)):
+            turns = [*item.prompt, {"role": "assistant", "content": response}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+            whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert encoded.prompt + ids == whole
+            assert ids.count(tokenizer.eos_token_id) == 1  # the turn is closed, once
+        assert not encoded.truncated
+
+
+def test_truncation_keeps_the_prompts_end_and_the_responses_start(parts: tuple[Any, Any]) -> None:
+    tokenizer, _ = parts
+    (full,) = encode(tokenizer, [PAIRS[1]])
+    (cut,) = encode(tokenizer, [PAIRS[1]], longest=12, prompt=5)
+    assert cut.truncated
+    assert cut.prompt == full.prompt[-5:]
+    assert cut.chosen == full.chosen[:7]
+    assert cut.rejected == full.rejected[:7]
+
+
+def test_a_tokenizer_without_a_template_is_refused(parts: tuple[Any, Any]) -> None:
+    class Bare:
+        chat_template = None
+
+    with pytest.raises(ConfigError, match="has no chat template"):
+        encode(Bare())
+
+
+def test_a_template_that_refuses_names_the_pair(tiny_student: Any) -> None:
+    tokenizer = load_tokenizer(tiny_student)
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(DataError, match="pair a: the student's chat template refuses it"):
+        encode(tokenizer)
+
+
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=30), st.integers(10, 400))
+def test_batches_hold_every_pair_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    encoded = [EncodedPair(str(i), [0], [0] * (n - 1), [0], False) for i, n in enumerate(lengths)]
+    batches = plan_batches(encoded, range(len(encoded)), budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(encoded)))
+    for batch in batches:
+        padded = 2 * len(batch) * max(encoded[i].longest_row for i in batch)
+        assert padded <= budget or len(batch) == 1
+
+
+def slow_logps(model: Any, encoded: EncodedPair, response: list[int]) -> float:
+    """One row by itself, all logits, a sum over the response: nothing clever."""
+    ids = torch.tensor([encoded.prompt + response])
+    logps = torch.log_softmax(model(input_ids=ids).logits[0], dim=-1)
+    start = len(encoded.prompt)
+    return float(sum(logps[t - 1, ids[0, t]] for t in range(start, ids.shape[1])))
+
+
+@torch.no_grad()
+def test_batched_logps_equal_one_row_at_a_time(parts: tuple[Any, Any]) -> None:
+    tokenizer, model = parts
+    encoded = encode(tokenizer)
+    batch = collate(encoded, [2, 0, 1], tokenizer.pad_token_id)
+    chosen, rejected = response_logps(model, batch).view(2, -1).tolist()
+    for place, i in enumerate([2, 0, 1]):
+        assert chosen[place] == pytest.approx(slow_logps(model, encoded[i], encoded[i].chosen),
+                                              abs=1e-10)  # fmt: skip
+        assert rejected[place] == pytest.approx(slow_logps(model, encoded[i], encoded[i].rejected),
+                                                abs=1e-10)  # fmt: skip
+    check_forward(model, batch)
+
+
+def test_an_architecture_that_bends_its_logits_is_refused(parts: tuple[Any, Any]) -> None:
+    tokenizer, model = parts
+    batch = collate(encode(tokenizer), [0], tokenizer.pad_token_id)
+    forward = model.forward
+
+    def bent(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 0.5
+        return output
+
+    model.forward = bent
+    try:
+        with pytest.raises(TrainingError, match="is not supported"):
+            check_forward(model, batch)
+    finally:
+        model.forward = forward
+
+
+def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained(tiny_student: Any) -> None:
+    tokenizer, model = load_tokenizer(tiny_student), load_model(tiny_student, "fp32")
+    batch = collate(encode(tokenizer), [0, 1], tokenizer.pad_token_id)
+    before = response_logps(model, batch)
+    adapted = add_adapter(model, LoraSection(r=4), seed=3)
+    assert torch.equal(response_logps(adapted.eval(), batch), before)
+    names = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+    assert names
+    assert all("lora_" in name for name in names)
+    again = add_adapter(load_model(tiny_student, "fp32"), LoraSection(r=4), seed=3)
+    pairs = zip(adapted.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_unknown_target_modules_are_refused(tiny_student: Any) -> None:
+    lora = LoraSection(target_modules=("q_proj", "no_such_proj"))
+    with pytest.raises(ConfigError, match=r"\['no_such_proj'\] are not in Qwen3ForCausalLM"):
+        add_adapter(load_model(tiny_student, "fp32"), lora, seed=0)
+
+
+def test_the_tiny_student_is_reproducible_and_learns(tmp_path: Path) -> None:
+    options = TinySection(vocabulary=300, layers=1, hidden=32, heads=2, steps=30, batch=4)
+    losses = [make_tiny_student(PAIRS, options, tmp_path / name) for name in ("one", "two")]
+    one, two = (find_student(str(tmp_path / name), None) for name in ("one", "two"))
+    assert one.fingerprint == two.fingerprint
+    assert losses[0] == losses[1]
+    untaught = make_tiny_student(PAIRS, options.model_copy(update={"steps": 1}), tmp_path / "new")
+    assert losses[0] < 0.7 * untaught
+    text = "any text: \u4f60 \U0001f600 \x00"
+    tokenizer = load_tokenizer(one)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("no/such/path/anywhere", "it is no Hugging Face id"),
+     ("some-organisation/no-such-model", "the Hugging Face hub did not give a model")],
+)  # fmt: skip
+def test_a_student_that_does_not_exist_is_refused(model: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_student(model, None)
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ConfigError, match=r"holds no \.safetensors file"):
+        find_student(str(tmp_path), None)

@@ -1,0 +1,78 @@
+"""With a constant beta, tokens, log-probabilities and losses equal those of TRL's DPOTrainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.modeling.encode import collate, encode_pairs
+from sp2dpo_ray.modeling.forward import response_logps
+from sp2dpo_ray.modeling.student import load_model, load_tokenizer
+from sp2dpo_ray.objectives.pair_loss import PairLogps, pair_loss
+
+BETA = 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_constant_beta_equals_trl(
+    tiny_student: Any, demo_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    rows = demo_rows[:12]
+    tokenizer = load_tokenizer(tiny_student)
+    policy, reference = (load_model(tiny_student, "fp32") for _ in range(2))
+    with torch.no_grad():  # a policy that has moved away from its reference
+        draw = torch.Generator().manual_seed(0)
+        for weight in policy.parameters():
+            weight.add_(0.05 * weight.std() * torch.randn(weight.shape, generator=draw))
+
+    pairs = [
+        Pair(row["prompt_id"], [{"role": "user", "content": row["prompt"]}], row["chosen"],
+             row["rejected"])
+        for row in rows
+    ]  # fmt: skip
+    encoded = encode_pairs(pairs, tokenizer, max_length=1024, max_prompt_length=512)
+    batch = collate(encoded, list(range(len(rows))), tokenizer.pad_token_id)
+    with torch.no_grad():
+        logps = PairLogps(
+            *response_logps(policy, batch).view(2, -1),
+            *response_logps(reference, batch).view(2, -1),
+        )
+    ours = pair_loss(logps.margin, torch.full((len(rows),), BETA))
+
+    data = Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "chosen": [{"role": "assistant", "content": row["chosen"]}],
+                "rejected": [{"role": "assistant", "content": row["rejected"]}],
+            }
+            for row in rows
+        ]
+    )
+    trainer = DPOTrainer(
+        model=policy.requires_grad_(True),
+        ref_model=reference,
+        processing_class=tokenizer,
+        train_dataset=data,
+        args=DPOConfig(
+            output_dir=str(tmp_path), beta=BETA, bf16=False, use_cpu=True, max_length=1024,
+            per_device_train_batch_size=len(rows), report_to=[], gradient_checkpointing=False,
+        ),
+    )  # fmt: skip
+    for theirs, mine in zip(trainer.train_dataset, encoded, strict=True):
+        assert theirs["prompt_ids"] == mine.prompt
+        assert theirs["chosen_ids"] == mine.chosen
+        assert theirs["rejected_ids"] == mine.rejected
+    inputs = trainer.data_collator(list(trainer.train_dataset))
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model.eval(), inputs)
+    assert abs(logps.margin).max() > 0.1  # the comparison is of something
+    assert ours.mean().item() == pytest.approx(loss.item(), abs=2e-6)

@@ -1,0 +1,129 @@
+"""The configuration: what is refused, how overrides work, what names a process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sp2dpo_ray.config import Config, load_config
+from sp2dpo_ray.errors import ConfigError
+
+REPOSITORY = Path(__file__).parent.parent
+MINIMAL = """
+data: {source: pairs.parquet}
+teachers: [{name: a, provider: offline, model: rules}]
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> str:
+    path = tmp_path / "c.yaml"
+    path.write_text(MINIMAL)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=str)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    config = load_config(str(path))
+    assert Config.model_validate(config.resolved) == config
+
+
+def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None:
+    config = load_config(minimal)
+    assert (config.mapping.beta_min, config.mapping.beta_max) == (0.03, 0.3)
+    decoding = config.decoding
+    assert (decoding.temperature, decoding.top_p, decoding.max_output_tokens) == (0.1, 0.8, 64)
+    assert (decoding.seed, decoding.timeout_s, decoding.retries) == (42, 180, 3)
+    assert (config.student.lora.r, config.student.lora.alpha) == (16, 32)
+    assert (config.train.max_length, config.train.max_prompt_length) == (2048, 1536)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trian.epochs=1", "trian: unknown key"),
+        ("train.lerning_rate=1", "train.lerning_rate: unknown key"),
+        ("teachers.0.limits.rpmm=3", "teachers[0].limits.rpmm: unknown key"),
+        ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1, got 0"),
+        ("train.precision=fp8", "train.precision: Input should be 'bf16' or 'fp32', got 'fp8'"),
+        ("mapping.beta_min=0.5", "beta_min must not exceed beta_max, got 0.5 and 0.3"),
+        ("train.max_prompt_length=4096", "max_prompt_length must be below max_length"),
+        ("train.pairs_per_step=2", "workers must not exceed pairs_per_step, got 4 and 2"),
+        ("teachers=[]", "teachers: Tuple should have at least 1 item"),
+        ("teachers.0.name=A b", "teachers[0].name: String should match pattern"),
+        ("teachers.0.provider=acme", "teachers[0].provider: Input should be 'openai'"),
+        ("teachers.0.base_url=https://user:pass@host/v1", "must hold no credentials"),
+        ("teachers.0.options.api_key=sk-1", "options must not hold ['api_key']"),
+        ("prompts.variants=[v1, v1]", "prompts.variants must differ"),
+        ("prompts.variants=[ens]", "'ens' names the ensemble's columns"),
+        ("sweep.arms=[jmamp, jmamp]", "sweep.arms must differ"),
+        ("sweep.arms=[dpo]", "sweep.arms: arm 'dpo' is unknown"),
+        ("sweep.arms=[sa-b-v1]", "sweep.arms: arm 'sa-b-v1' is not of this panel"),
+        ("train.arm=ma-v9", "train.arm: arm 'ma-v9' is not of this panel"),
+        ("run.storage=s3://bucket/x", "run.storage: must be a folder"),
+        ("run.name=../elsewhere", "run.name: String should match pattern"),
+        ("data.source=null", "data.source: Input should be a valid string, got None"),
+    ],
+)
+def test_broken_rules_are_named_by_their_dotted_key(
+    minimal: str, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(minimal, (override,))
+    assert message in str(refused.value)
+
+
+def test_a_missing_section_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("run: {name: x}")
+    with pytest.raises(ConfigError, match=r"data: must be given\n.*teachers: must be given"):
+        load_config(str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[1, 2]", "must hold a mapping"), ("a: [", "cannot be read as YAML"), ("", "mapping")],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(tmp_path / "c.yaml"))
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"no configuration file 'nowhere\.yaml'"):
+        load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("train.epochs", "must have the form"), ("=3", "must have the form"),
+     ("data.source.x=1", "is a value, not a section"), ("teachers.7.name=x", "no place in a list"),
+     ("train.epochs=[", "not a YAML value")],
+)  # fmt: skip
+def test_overrides_that_make_no_sense(minimal: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(minimal, (override,))
+
+
+def test_overrides_reach_every_depth(minimal: str) -> None:
+    config = load_config(
+        minimal,
+        ("train.epochs=3", "student.lora.r=4", "teachers.0.model=m", "sweep.arms=[random]"),
+    )
+    assert (config.train.epochs, config.student.lora.r) == (3, 4)
+    assert (config.teachers[0].model, config.sweep.arms) == ("m", ("random",))
+
+
+def test_lambda_names_the_process_and_not_its_place(minimal: str) -> None:
+    config = load_config(minimal)
+    same = load_config(
+        minimal, ("run.name=other", "run.storage=/elsewhere", "cluster.address=auto")
+    )
+    assert same.lambda_id == config.lambda_id
+    for change in ("mapping.beta_max=0.2", "train.seed=1", "teachers.0.options.persona=strict"):
+        assert load_config(minimal, (change,)).lambda_id != config.lambda_id
+    reordered = yaml.safe_dump(dict(reversed(list(config.resolved.items()))))
+    Path(minimal).write_text(reordered)
+    assert load_config(minimal).lambda_id == config.lambda_id

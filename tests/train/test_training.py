@@ -1,0 +1,296 @@
+"""Training on a real Ray: gradients, workers, resume, failures, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sp2dpo_ray.config import LoraSection, load_config
+from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.errors import ConfigError, DataError, TrainingError
+from sp2dpo_ray.modeling.encode import encode_pairs
+from sp2dpo_ray.modeling.forward import response_logps
+from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
+from sp2dpo_ray.run import Run
+from sp2dpo_ray.stages import STAGES
+from sp2dpo_ray.stages.train import train
+from sp2dpo_ray.train.loop import steps_of
+from sp2dpo_ray.train.step import METRICS, accumulate, means
+from sp2dpo_ray.train.task import Pairs
+from tests.processes import kill_tree
+
+
+@pytest.fixture
+def material(tiny_student: Any, demo_rows: list[dict[str, Any]]) -> tuple[Any, Pairs, int]:
+    """A student with an adapter in float64, without dropout, and twelve pairs."""
+    tokenizer = load_tokenizer(tiny_student)
+    model = add_adapter(load_model(tiny_student, "fp32").double(), LoraSection(r=4, dropout=0),
+                        seed=0)  # fmt: skip
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in trainable(model):
+            weight.copy_(0.1 * torch.randn(weight.shape, generator=draw, dtype=torch.float64))
+    pairs = [
+        Pair(row["prompt_id"], [{"role": "user", "content": row["prompt"]}], row["chosen"],
+             row["rejected"])
+        for row in demo_rows[:12]
+    ]  # fmt: skip
+    encoded = encode_pairs(pairs, tokenizer, max_length=256, max_prompt_length=128)
+    reference = torch.linspace(-200, -100, 12, dtype=torch.float64)
+    beta = torch.linspace(0.03, 0.3, 12, dtype=torch.float64)
+    return model, Pairs(encoded, reference, reference.flip(0), beta), tokenizer.pad_token_id
+
+
+def gradient(
+    model: Any, pairs: Pairs, shares: list[list[int]], tokens: int, pad_id: int
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The gradient of one step whose pairs are spread over workers as `shares` says."""
+    model.zero_grad()
+    sums = torch.zeros(len(METRICS), dtype=torch.float64)
+    for mine in shares:
+        sums += accumulate(
+            model, pairs, mine, global_pairs=sum(map(len, shares)), tokens_per_batch=tokens,
+            pad_id=pad_id, device=torch.device("cpu"),
+        )  # fmt: skip
+    flat = torch.cat([weight.grad.flatten() for weight in trainable(model)])
+    return flat, means(sums)
+
+
+def test_the_gradient_does_not_depend_on_workers_or_micro_batches(
+    material: tuple[Any, Pairs, int],
+) -> None:
+    model, pairs, pad_id = material
+    everyone = list(range(12))
+    whole, figures = gradient(model, pairs, [everyone], 10**6, pad_id)
+    assert whole.abs().max() > 1e-6
+    for shares, tokens in (
+        ([everyone], 300),
+        ([everyone[0::2], everyone[1::2]], 10**6),
+        ([everyone[0::5], everyone[1::5], everyone[2::5], everyone[3::5], everyone[4::5]], 500),
+        ([everyone[:11], [], everyone[11:]], 10**6),
+    ):
+        other, others = gradient(model, pairs, shares, tokens, pad_id)
+        assert (other - whole).abs().max() <= 1e-10 * whole.abs().max()
+        assert others == pytest.approx(figures, rel=1e-10)
+
+
+def test_the_gradient_is_that_of_eq_5(material: tuple[Any, Pairs, int]) -> None:
+    """Against autograd through one pair at a time, weighted by -beta sigmoid(-beta margin)."""
+    model, pairs, pad_id = material
+    ours, figures = gradient(model, pairs, [list(range(12))], 10**6, pad_id)
+    from sp2dpo_ray.modeling.encode import collate
+
+    expected, losses = torch.zeros_like(ours), []
+    for i in range(12):
+        model.zero_grad()
+        chosen, rejected = response_logps(model, collate(pairs.encoded, [i], pad_id))
+        margin = (chosen - rejected) - (pairs.ref_chosen[i] - pairs.ref_rejected[i])
+        (chosen - rejected).backward()
+        slope = torch.cat([weight.grad.flatten() for weight in trainable(model)])
+        beta = pairs.beta[i]
+        expected += -beta * torch.sigmoid(-beta * margin.detach()) * slope / 12
+        losses.append(torch.nn.functional.softplus(-beta * margin.detach()).item())
+    # the architecture's norms compute in float32 whatever the weights are
+    assert (ours - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert figures["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_names_its_pairs(material: tuple[Any, Pairs, int]) -> None:
+    model, pairs, pad_id = material
+    broken = Pairs(pairs.encoded, pairs.ref_chosen.clone(), pairs.ref_rejected, pairs.beta)
+    broken.ref_chosen[3] = float("nan")
+    with pytest.raises(TrainingError, match=r"its pairs are \['\w+-\d\d'\]"):
+        gradient(model, broken, [[3]], 10**6, pad_id)
+
+
+def test_data_order_is_a_function_of_the_seed() -> None:
+    plan = steps_of(10, 4, 2, seed=0)
+    assert [len(step) for step in plan] == [4, 4, 2, 4, 4, 2]
+    for epoch in (plan[:3], plan[3:]):
+        assert sorted(i for step in epoch for i in step) == list(range(10))
+    assert plan[:3] != plan[3:]
+    assert steps_of(10, 4, 2, seed=0) == plan
+    assert steps_of(10, 4, 2, seed=1) != plan
+
+
+def prepared(config: Path, *overrides: str) -> Run:
+    run = Run(load_config(str(config), overrides))
+    run.write_lambda()
+    for stage in ("prepare", "student", "annotate", "schedule", "reference"):
+        STAGES[stage](run)
+    return run
+
+
+def metric_rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_arm_from_end_to_end(ray_cluster: None, demo_config: Path) -> None:
+    run = prepared(demo_config)
+    summary = train(run, "jmamp")
+    folder = run.path("train", "jmamp")
+    assert summary["pairs"] == 28
+    assert summary["steps"] == 4
+    rows = metric_rows(folder)
+    # before the first update policy and reference are one model
+    assert rows[0]["logratio/margins"] == pytest.approx(0, abs=1e-3)
+    assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)
+    schedule = pq.read_table(run.path("schedule", "schedule.parquet"))
+    mean_beta = schedule["beta_annotators_mean_ens"].to_numpy().mean()
+    weighted = sum(row["beta"] * row["pairs"] for row in rows) / 28
+    assert weighted == pytest.approx(mean_beta, rel=1e-5)
+
+    held_out = pq.read_table(folder / "eval_pairs.parquet")
+    assert held_out.num_rows == 12
+    margin = held_out["margin"].to_numpy()
+    assert summary["eval"]["accuracy"] == pytest.approx((margin > 0).mean())
+    assert summary["eval"]["margin"] == pytest.approx(margin.mean())
+    assert sum(group["pairs"] for group in summary["eval"]["by_category"].values()) == 12
+
+    # adapter and merged model are the same policy, and the one that was scored
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(run.path("student", "model"))
+    adapted = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged").eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        one, other = adapted(input_ids=ids).logits, merged(input_ids=ids).logits
+    assert torch.allclose(one, other, atol=1e-4)
+
+    assert not (folder / "checkpoints").exists()
+    assert train(run, "jmamp")["reused"] is True
+
+    # one worker, another cut of the batches: the same training up to rounding
+    single = Run(load_config(str(demo_config), ("train.workers=1", "train.tokens_per_batch=600",
+                                                "student.lora.dropout=0")))  # fmt: skip
+    train(single, "jmamp")
+    losses_single = [row["loss"] for row in metric_rows(folder)]
+    double = Run(load_config(str(demo_config), ("student.lora.dropout=0",)))
+    train(double, "jmamp")
+    losses_double = [row["loss"] for row in metric_rows(folder)]
+    assert losses_single == pytest.approx(losses_double, abs=1e-5)
+    assert losses_single[-1] != losses_single[0]
+
+
+@pytest.mark.ray
+def test_the_reference_is_computed_once_for_every_arm(ray_cluster: None, demo_config: Path) -> None:
+    run = prepared(demo_config)
+    (folder,) = run.path("reference").iterdir()
+    stamp = (folder / "reference.parquet").stat().st_mtime_ns
+    for override in ("mapping.beta_max=0.2", "train.learning_rate=0.1", "train.epochs=2",
+                     "train.arm=dpo:0.3", "student.lora.r=2", "train.pairs_per_step=4"):  # fmt: skip
+        other = Run(load_config(str(demo_config), (override,)))
+        assert STAGES["reference"](other)["reused"] is True
+    assert (folder / "reference.parquet").stat().st_mtime_ns == stamp
+    longer = Run(load_config(str(demo_config), ("train.max_length=200",)))
+    assert STAGES["reference"](longer)["reused"] is False
+
+    table = pq.read_table(folder / "reference.parquet")
+    assert table.num_rows == 40
+    assert table["prompt_id"].to_pylist() == sorted(table["prompt_id"].to_pylist())
+
+
+@pytest.mark.ray
+def test_a_changed_training_option_leaves_the_schedule_alone(
+    ray_cluster: None, demo_config: Path
+) -> None:
+    run = prepared(demo_config)
+    before = run.path("schedule", "manifest.json").read_bytes()
+    other = Run(load_config(str(demo_config), ("train.learning_rate=0.5",)))
+    assert STAGES["schedule"](other)["reused"] is True
+    assert run.path("schedule", "manifest.json").read_bytes() == before
+    changed = Run(load_config(str(demo_config), ("mapping.beta_max=0.2",)))
+    assert STAGES["schedule"](changed)["reused"] is False
+
+
+@pytest.mark.ray
+def test_more_workers_than_cores_are_refused(ray_cluster: None, demo_config: Path) -> None:
+    run = prepared(demo_config)
+    wide = Run(load_config(str(demo_config), ("train.workers=7",)))
+    with pytest.raises(ConfigError, match="7 workers need 7 CPUs, the Ray cluster has 2"):
+        train(wide, "jmamp")
+    assert run.path("schedule").exists()
+
+
+@pytest.mark.ray
+def test_an_arm_without_its_schedule_says_what_to_run(ray_cluster: None, demo_config: Path) -> None:
+    run = Run(load_config(str(demo_config)))
+    run.write_lambda()
+    for stage in ("prepare", "student", "reference"):
+        STAGES[stage](run)
+    with pytest.raises(DataError, match="run: sp2dpo schedule"):
+        train(run, "jmamp")
+
+
+@pytest.mark.ray
+def test_a_divergent_training_ends_with_exit_code_5(ray_cluster: None, demo_config: Path) -> None:
+    run = prepared(demo_config)
+    folder = next(run.path("reference").iterdir())
+    table = pq.read_table(folder / "reference.parquet")
+    minus_infinity = pa.array([float("-inf")] * table.num_rows, pa.float32())
+    place = table.column_names.index("chosen_logp")
+    pq.write_table(table.set_column(place, "chosen_logp", minus_infinity),
+                   folder / "reference.parquet")  # fmt: skip
+    manifest = folder / "manifest.json"
+    content = json.loads(manifest.read_text())
+    from sp2dpo_ray.core.hashing import sha256_file
+
+    content["files"]["reference.parquet"] = sha256_file(folder / "reference.parquet")
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(TrainingError) as failed:
+        train(run, "dpo:0.1")
+    assert failed.value.exit_code == 5
+    assert "margin or loss of a batch is not finite" in str(failed.value)
+    assert re.search(r"its pairs are \['\w+-\d\d'", str(failed.value))
+    assert not run.path("train", "dpo-0.1", "manifest.json").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_training_resumes_to_the_same_adapter(
+    ray_cluster: None, demo_config: Path
+) -> None:
+    """SIGKILL after a checkpoint; at the same world size not one bit may differ."""
+    overrides = ("train.epochs=6", "train.save_steps=2", "data.limit=40")
+    run = prepared(demo_config, *overrides)
+    folder = run.path("train", "jmamp")
+    arguments = [a for override in overrides for a in ("--set", override)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sp2dpo_ray", "train", str(demo_config), *arguments],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(folder.rglob("position.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, "training ended before it could be killed"
+        time.sleep(0.02)
+    kill_tree(process.pid)
+    process.wait()
+    steps_before = len(metric_rows(folder))
+    assert 0 < steps_before < 24
+    assert not (folder / "manifest.json").exists()
+
+    def adapter() -> bytes:
+        return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    assert train(run, "jmamp")["steps"] == 24
+    assert [row["step"] for row in metric_rows(folder)] == list(range(1, 25))
+    resumed, losses = adapter(), [row["loss"] for row in metric_rows(folder)]
+    (folder / "manifest.json").unlink()
+    train(run, "jmamp")  # undisturbed: the checkpoints are gone
+    assert adapter() == resumed
+    assert [row["loss"] for row in metric_rows(folder)] == losses
