@@ -176,19 +176,18 @@ def test_an_arm_from_end_to_end(ray_cluster: None, demo_config: Path) -> None:
     assert train(run, "jmamp")["reused"] is True
 
     # one worker, another cut of the batches: the same training up to rounding
-    single = Run(load_config(str(demo_config), ("train.workers=1", "train.tokens_per_batch=600",
-                                                "student.lora.dropout=0")))  # fmt: skip
-    train(single, "jmamp")
+    plain = ("student.lora.dropout=0",)
+    cut = ("train.workers=1", "train.tokens_per_batch=600")
+    train(Run(load_config(str(demo_config), plain + cut)), "jmamp")
     losses_single = [row["loss"] for row in metric_rows(folder)]
-    double = Run(load_config(str(demo_config), ("student.lora.dropout=0",)))
-    train(double, "jmamp")
+    train(Run(load_config(str(demo_config), plain)), "jmamp")
     losses_double = [row["loss"] for row in metric_rows(folder)]
     assert losses_single == pytest.approx(losses_double, abs=1e-5)
     assert losses_single[-1] != losses_single[0]
 
 
 @pytest.mark.ray
-def test_the_reference_is_computed_once_for_every_arm(ray_cluster: None, demo_config: Path) -> None:
+def test_every_arm_reads_one_reference(ray_cluster: None, demo_config: Path) -> None:
     run = prepared(demo_config)
     (folder,) = run.path("reference").iterdir()
     stamp = (folder / "reference.parquet").stat().st_mtime_ns

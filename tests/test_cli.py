@@ -1,0 +1,164 @@
+"""The command line: exit codes, one clear message, nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sp2dpo_ray import cli
+from sp2dpo_ray.core import artifact
+from sp2dpo_ray.stages import STAGES
+
+
+def sp2dpo(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sp2dpo_ray", *arguments],
+        capture_output=True, text=True, timeout=180, cwd=cwd,
+    )  # fmt: skip
+
+
+def inside(*arguments: str) -> int:
+    """The command in this process; its exit code."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(list(arguments))
+    return int(left.value.code or 0)
+
+
+def test_help_names_every_stage() -> None:
+    shown = sp2dpo("--help")
+    assert shown.returncode == 0
+    for name in (*STAGES, "run", "version"):
+        assert name in shown.stdout
+
+
+def test_prepare_prints_its_summary_as_the_last_line(demo_config: Path) -> None:
+    done = sp2dpo("prepare", str(demo_config), "--json")
+    assert done.returncode == 0
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["rows_in"], summary["pairs"], summary["eval_pairs"]) == (264, 28, 12)
+    again = json.loads(sp2dpo("prepare", str(demo_config), "--json").stdout)
+    assert again["reused"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("prepare", "nowhere.yaml"), 2, "no configuration file 'nowhere.yaml'"),
+        (("prepare", "{config}", "--set", "trian.epochs=3"), 2, "trian: unknown key"),
+        (("prepare", "{config}", "--st", "a=b"), 2, "No such option"),
+        (("prepare", "{config}", "--set", "data.source=nowhere.jsonl"), 3, "no file or folder"),
+        (("prepare", "{config}", "--set", "data.source={here}/broken.jsonl"), 3,
+         "broken.jsonl:2: not valid JSON"),
+        (("prepare", "{config}", "--set", "data.source={here}/columns.jsonl"), 3,
+         "column 'rejected' is missing"),
+        (("schedule", "{config}"), 3, "stage schedule needs annotate"),
+        (("report", "{config}"), 3, "stage report needs"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_message_with_its_exit_code(
+    demo_config: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    here = demo_config.parent
+    (here / "broken.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"pro')
+    (here / "columns.jsonl").write_text('{"prompt": "p", "chosen": "a"}')
+    filled = [a.format(config=demo_config, here=here) for a in arguments]
+    done = sp2dpo(*filled)
+    assert done.returncode == code, done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_debug_shows_the_traceback(demo_config: Path) -> None:
+    done = sp2dpo("prepare", str(demo_config), "--debug", "--set", "data.source=nowhere.jsonl")
+    assert done.returncode == 3
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_student_that_does_not_exist_is_refused_before_teachers_are_asked(
+    demo_config: Path,
+) -> None:
+    done = sp2dpo("run", str(demo_config), "--set", "student.model=no/such/student")
+    assert done.returncode == 2
+    assert "student.model" in done.stderr
+    assert not list(demo_config.parent.rglob("journal"))
+
+
+def test_a_full_disk_is_resumable_and_leaves_no_half_artifact(
+    demo_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = artifact.pq.write_table
+
+    def full(table: Any, path: Path, **options: Any) -> None:
+        if Path(path).name == "excluded.parquet":
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(table, path, **options)
+
+    monkeypatch.setattr(artifact.pq, "write_table", full)
+    assert inside("prepare", str(demo_config)) == 4
+    said = capsys.readouterr().err
+    assert "no disk space left" in said
+    assert "run the same command again" in " ".join(said.split())
+    folder = demo_config.parent / "runs" / "test"
+    assert not (folder / "pairs").exists()
+    assert not list(folder.glob(".*.partial"))
+    monkeypatch.undo()
+    assert inside("prepare", str(demo_config)) == 0
+
+
+def test_an_unexpected_error_is_short_and_points_to_debug(
+    demo_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sp2dpo_ray.stages.prepare.read_source", lambda *a, **k: 1 / 0)
+    assert inside("prepare", str(demo_config)) == 1
+    said = capsys.readouterr().err
+    assert "unexpected ZeroDivisionError" in said
+    assert "--debug" in said
+    assert "Traceback" not in said
+
+
+def test_an_altered_artifact_is_noticed_by_the_next_stage(demo_config: Path) -> None:
+    assert inside("prepare", str(demo_config)) == 0
+    path = demo_config.parent / "runs" / "test" / "pairs" / "train.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    done = sp2dpo("prepare", str(demo_config))
+    assert done.returncode == 3
+    assert "altered since it was published" in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_interrupt_is_resumable_and_a_second_command_is_kept_out(demo_config: Path) -> None:
+    slow = [
+        "--set", "teachers.0={name: alba, provider: scripted, model: s, options: {latency_s: 0.5, "
+        "default: '{}'}, limits: {in_flight: 2}}",
+    ]  # fmt: skip
+    assert sp2dpo("prepare", str(demo_config), *slow).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sp2dpo_ray", "annotate", str(demo_config), *slow],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    journal = demo_config.parent / "runs" / "test" / "journal"
+    deadline = time.monotonic() + 90
+    while not list(journal.rglob("*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    second = sp2dpo("prepare", str(demo_config), *slow)
+    assert second.returncode == 4
+    assert "another command is working on" in second.stderr
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 4, said
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert not (journal.parent / "annotations").exists()
