@@ -191,8 +191,14 @@ def test_every_arm_reads_one_reference(ray_cluster: None, demo_config: Path) -> 
     run = prepared(demo_config)
     (folder,) = run.path("reference").iterdir()
     stamp = (folder / "reference.parquet").stat().st_mtime_ns
-    for override in ("mapping.beta_max=0.2", "train.learning_rate=0.1", "train.epochs=2",
-                     "train.arm=dpo:0.3", "student.lora.r=2", "train.pairs_per_step=4"):  # fmt: skip
+    for override in (
+        "mapping.beta_max=0.2",
+        "train.learning_rate=0.1",
+        "train.epochs=2",
+        "train.arm=dpo:0.3",
+        "student.lora.r=2",
+        "train.pairs_per_step=4",
+    ):
         other = Run(load_config(str(demo_config), (override,)))
         assert STAGES["reference"](other)["reused"] is True
     assert (folder / "reference.parquet").stat().st_mtime_ns == stamp
