@@ -1,7 +1,7 @@
 """Seconds of every stage of one run, and its arms, as Markdown.
 
-Run as: python benchmarks/stages.py CONFIG [--set key=value ...]. Uses a fresh run folder, so nothing
-is reused. Prints the machine first; machines drift, so compare within one run only.
+Run as: python benchmarks/stages.py CONFIG [--set key=value ...]. Uses a fresh run folder, so
+nothing is reused. Prints the machine first; machines drift, so compare within one run only.
 """
 
 from __future__ import annotations
