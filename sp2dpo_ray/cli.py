@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.table import Table
 
 from sp2dpo_ray import __version__
@@ -83,17 +84,20 @@ def _show(summary: Summary) -> None:
 
 
 def _show_arms(arms: list[dict[str, Any]]) -> None:
-    table = Table(title="held-out pairs, 95 % intervals", title_justify="left")
-    for name in ("arm", "pairs", "accuracy", "margin (nats)", "accuracy less baseline", "verdict"):
-        table.add_column(name, justify="left" if name in ("arm", "verdict") else "right")
+    pairs = arms[0]["pairs"] if arms else 0
+    table = Table(
+        title=f"{pairs} held-out pairs, 95 % paired intervals", title_justify="left", box=SIMPLE
+    )
+    table.add_column("arm", no_wrap=True)
+    for name in ("accuracy", "margin", "accuracy less baseline"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for row in arms:
-        gain = row["gain"]
         table.add_row(
             row["arm"],
-            str(row["pairs"]),
-            _interval(row["accuracy"], ".3f"),
-            _interval(row["margin"], "+.3f"),
-            _interval(gain, "+.3f") if gain else "",
+            _interval(row["accuracy"], ".2f"),
+            f"{row['margin']['mean']:+.2f}",
+            _interval(row["gain"], "+.2f") if row["gain"] else "",
             row["verdict"],
         )
     stderr.print(table)

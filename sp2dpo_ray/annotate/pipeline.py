@@ -48,12 +48,8 @@ def annotate(
     progress(calls, note) is told each time that calls are done. Raises TeacherStopped when a
     teacher refuses us or keeps failing; what was answered by then is in the journal.
     """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
     # a quota pause may last longer than Ray Data's patience with a silent pipeline
-    context.execution_options.verbose_progress = False
-    if hasattr(context, "execution_no_progress_timeout_s"):
-        context.execution_no_progress_timeout_s = -1
+    DataContext.get_current().execution_no_progress_timeout_s = -1
     data = ray.data.from_arrow(pairs.select([f.name for f in PAIR_FIELDS])).repartition(
         target_num_rows_per_block=pairs_per_batch
     )

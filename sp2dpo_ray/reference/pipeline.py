@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import torch
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
 from sp2dpo_ray.modeling.encode import collate, encode_pairs, plan_batches
@@ -96,7 +96,6 @@ def reference_logps(
 
     progress(pairs, note) is told as blocks are done.
     """
-    DataContext.get_current().enable_progress_bars = False
     # blocks of like length: less padding, and blocks of like cost
     size = pc.add(pc.utf8_length(pairs["chosen"]), pc.utf8_length(pairs["rejected"]))
     order = pc.sort_indices(size, sort_keys=[("", "descending")])

@@ -92,12 +92,14 @@ def ray_session(config: Config) -> Iterator[None]:
     """The Ray that stages use: `cluster.address`, the cluster of this job, or one of our own."""
     # no usage report leaves this machine unless its owner asked for it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's own remarks belong into its log files; what a user must know, the stages say
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     import ray
+    from ray.data import DataContext
 
+    # Ray's own remarks belong into its log files; what a user must know, the stages say
+    DataContext.get_current().enable_progress_bars = False
+    DataContext.get_current().print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():  # somebody else's session, not ours to close
         yield
         return

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from sp2dpo_ray.core.arms import parse_arm
-from sp2dpo_ray.core.artifact import Draft, open_artifact, publish, read_manifest
+from sp2dpo_ray.core.artifact import open_artifact, publish, read_manifest
 from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.core.schedule import Panel
 from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
@@ -54,12 +54,9 @@ def report(run: Run) -> Summary:
         without_model=[t.name for t in config.teachers if t.provider in WITHOUT_MODEL],
     )
 
-    def write(draft: Draft) -> None:
+    with publish(run.path("report"), provenance) as draft:
         (draft.path / "index.html").write_text(render(data), encoding="utf-8")
         (draft.path / "comparison.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
-
-    with publish(run.path("report"), provenance) as draft:
-        write(draft)
     return {"page": str(run.path("report", "index.html")), "arms": rows}
 
 

@@ -58,6 +58,7 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
     steps = -(-num_pairs // config.train.pairs_per_step) * config.train.epochs
     with bar(f"train {arm.name}: steps", steps) as advance:
         done = 0
+        advance(0, "starting workers")
 
         def progress(step: int, _: int, note: str) -> None:
             nonlocal done

@@ -45,16 +45,38 @@ def train_arm(task: TrainTask, key: str, *, progress: Callable[[int, int, str], 
             checkpoint_config=CheckpointConfig(num_to_keep=options.keep),
         ),
     )
-    over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(task.output / METRICS, over, progress))
-    watcher.start()
     try:
-        trainer.fit()
+        _fit(trainer, task.output / METRICS, progress)
     except TrainingFailedError as error:
         raise TrainingError(f"arm training in {task.output} failed: {_cause(error)}") from error
-    finally:
-        over.set()
-        watcher.join()
+
+
+def _fit(trainer: TorchTrainer, metrics: Path, progress: Callable[[int, int, str], None]) -> None:
+    """Run the trainer on a thread and follow metrics.jsonl, which rank 0 appends to.
+
+    On the main thread Ray Train takes Ctrl-C for itself and ends the process with exit code 0;
+    here an interrupt stays an interrupt.
+    """
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # carried to the caller's thread, whatever it is
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    seen = 0
+    while thread.is_alive():
+        thread.join(WATCH_EVERY_S)
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+        if len(lines) != seen and lines and lines[-1].endswith("}"):
+            seen = len(lines)
+            row = json.loads(lines[-1])
+            progress(row["step"], row["steps"], f"loss {row['loss']:.4f}")
+    if failures:
+        raise failures[0]
 
 
 def _check_room(workers: int, per_worker: dict[str, float]) -> None:
@@ -67,20 +89,6 @@ def _check_room(workers: int, per_worker: dict[str, float]) -> None:
                 f"cluster has {present.get(kind, 0):g}. Lower train.workers, set "
                 "train.gpus_per_worker: 0 to train on CPUs, or give the cluster more nodes"
             )
-
-
-def _watch(path: Path, over: threading.Event, progress: Callable[[int, int, str], None]) -> None:
-    """Follow metrics.jsonl, which rank 0 appends to."""
-    seen = 0
-    while True:
-        last = over.wait(WATCH_EVERY_S)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        if len(lines) != seen and lines and lines[-1].endswith("}"):
-            seen = len(lines)
-            row = json.loads(lines[-1])
-            progress(row["step"], row["steps"], f"loss {row['loss']:.4f}")
-        if last:
-            return
 
 
 def _cause(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -279,10 +280,7 @@ def test_a_killed_training_resumes_to_the_same_adapter(
         [sys.executable, "-m", "sp2dpo_ray", "train", str(demo_config), *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(folder.rglob("position.json")) and time.monotonic() < deadline:
-        assert process.poll() is None, "training ended before it could be killed"
-        time.sleep(0.02)
+    wait_for_checkpoint(process, folder)
     kill_tree(process.pid)
     process.wait()
     steps_before = len(metric_rows(folder))
@@ -299,3 +297,30 @@ def test_a_killed_training_resumes_to_the_same_adapter(
     train(run, "jmamp")  # undisturbed: the checkpoints are gone
     assert adapter() == resumed
     assert [row["loss"] for row in metric_rows(folder)] == losses
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_interrupted_training_is_resumable(ray_cluster: None, demo_config: Path) -> None:
+    """Ray Train would end the process with exit code 0 on Ctrl-C."""
+    overrides = ("train.epochs=40", "train.save_steps=2")
+    run = prepared(demo_config, *overrides)
+    arguments = [a for override in overrides for a in ("--set", override)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sp2dpo_ray", "train", str(demo_config), *arguments],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_checkpoint(process, run.path("train", "jmamp"))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 4, said
+    assert "interrupted. What was finished is kept" in said
+    assert "Traceback" not in said
+    assert list(run.path("train", "jmamp").rglob("position.json"))
+
+
+def wait_for_checkpoint(process: subprocess.Popen, folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.rglob("position.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, "training ended before it could be stopped"
+        time.sleep(0.02)

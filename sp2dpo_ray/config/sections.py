@@ -1,7 +1,7 @@
-"""The process configuration: one YAML file holds the whole of lambda.
+"""The sections of the process configuration, their defaults and their rules.
 
-In: a YAML file and `key=value` overrides. Out: a frozen, fully resolved `Config`. Invariant: an
-unknown key or a value out of range is refused with its dotted name, so nothing is ever ignored.
+In: plain values. Out: frozen, fully resolved models. Invariant: an unknown key or a value out of
+range is refused, so nothing is ever ignored.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.hashing import sha256_hex
@@ -298,73 +297,3 @@ class Config(Section):
         """SHA-256 of the process: all but where it is stored, what it is called, where it runs."""
         process = {k: v for k, v in self.resolved.items() if k not in ("run", "cluster")}
         return sha256_hex(process)
-
-
-def load_config(path: str, overrides: tuple[str, ...] = ()) -> Config:
-    """Read a YAML file, apply `a.b=value` overrides, and check every rule.
-
-    Raises ConfigError that lists each broken rule with its dotted key.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no configuration file {path!r} (looked in {Path.cwd()})") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold a mapping of sections, see configs/demo.yaml")
-    for override in overrides:
-        _override(content, override)
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: " + "\n".join(_rules(error))) from None
-
-
-def _override(content: dict[str, Any], text: str) -> None:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set {text!r}: must have the form section.key=value")
-    *path, last = key.split(".")
-    place: Any = content
-    for name in path:
-        child = place[int(name)] if _is_index(place, name) else place.setdefault(name, {})
-        if child is None and isinstance(place, dict):
-            child = place[name] = {}
-        if not isinstance(child, dict | list):
-            raise ConfigError(f"--set {key}: {name!r} is a value, not a section")
-        place = child
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {value!r} is not a YAML value: {error}") from error
-    if isinstance(place, list):
-        _is_index(place, last)
-        place[int(last)] = parsed
-    else:
-        place[last] = parsed
-
-
-def _is_index(place: Any, name: str) -> bool:
-    if not isinstance(place, list):
-        return False
-    if not name.isdigit() or int(name) >= len(place):
-        raise ConfigError(f"--set: {name!r} is no place in a list of {len(place)}")
-    return True
-
-
-def _rules(error: ValidationError) -> list[str]:
-    lines = []
-    for item in error.errors():
-        key = ""
-        for part in item["loc"]:
-            key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key")
-        elif item["type"] == "missing":
-            lines.append(f"{key}: must be given")
-        else:
-            rule = item["msg"].removeprefix("Value error, ")
-            value = "" if item["type"] == "value_error" else f", got {item['input']!r}"
-            lines.append(f"{key}: {rule}{value}" if key else f"{rule}")
-    return lines
