@@ -28,11 +28,11 @@ from sp2dpo_ray.core.artifact import (
     read_manifest,
     write_atomically,
 )
+from sp2dpo_ray.core.files import PAIRS_TABLE
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.errors import ArtifactError, Stopped
 
 Summary = dict[str, Any]
-TRAIN, EVAL = "train", "eval"
 RECORDED_PACKAGES = ("numpy", "pyarrow", "ray", "torch", "transformers", "peft", "openai")
 
 
@@ -50,7 +50,7 @@ class Run:
         return self.folder.joinpath(*names)
 
     def pairs_file(self, split: str) -> Path:
-        return self.path("pairs", f"{split}.parquet")
+        return self.path("pairs", PAIRS_TABLE.format(split=split))
 
     def provenance(self, stage: str, settings: Any, inputs: dict[str, Path]) -> Provenance:
         """The key of a stage from its settings and the checked contents of its inputs.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from sp2dpo_ray.config import Config
 from sp2dpo_ray.console import say
+from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.run import Run, Summary
 
 OBJECT_STORE_BYTES = 1 << 30  # for a Ray of our own; the default takes a third of the memory
@@ -23,38 +24,52 @@ OBJECT_STORE_BYTES = 1 << 30  # for a Ray of our own; the default takes a third 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A row of the table of stages; `place` is imported when the stage runs, since a machine that
-    only annotates has no torch, and one that only trains has no SDK."""
+    only annotates has no torch, and one that only trains has no SDK. `extra` brings its packages.
+    """
 
     name: str
     place: str
     needs_ray: bool
+    extra: str
     title: str
 
     def __call__(self, run: Run) -> Summary:
         module, _, function = self.place.partition(":")
-        summary: Summary = getattr(importlib.import_module(module), function)(run)
+        try:
+            work = getattr(importlib.import_module(module), function)
+        except ModuleNotFoundError as error:
+            raise missing(error, f"stage {self.name}", self.extra) from error
+        summary: Summary = work(run)
         return summary
 
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("prepare", "sp2dpo_ray.stages.prepare:prepare", False,
+        Stage("prepare", "sp2dpo_ray.stages.prepare:prepare", False, "",
               "Read, clean and split the pairs."),
-        Stage("student", "sp2dpo_ray.stages.student:student", False,
+        Stage("student", "sp2dpo_ray.stages.student:student", False, "train",
               "Find the student model, or make the tiny one."),
-        Stage("annotate", "sp2dpo_ray.stages.annotate:annotate", True,
+        Stage("annotate", "sp2dpo_ray.stages.annotate:annotate", True, "annotate",
               "Ask the teachers about every pair; what is on record is not asked again."),
-        Stage("schedule", "sp2dpo_ray.stages.schedule:schedule", False,
+        Stage("schedule", "sp2dpo_ray.stages.schedule:schedule", False, "",
               "Turn the annotations into one beta for each pair."),
-        Stage("reference", "sp2dpo_ray.stages.reference:reference", True,
+        Stage("reference", "sp2dpo_ray.stages.reference:reference", True, "train",
               "Log-probabilities of the frozen student, once for every arm."),
-        Stage("train", "sp2dpo_ray.stages.train:train", True,
+        Stage("train", "sp2dpo_ray.stages.train:train", True, "train",
               "Train one arm (train.arm) and score it on the held-out pairs."),
-        Stage("report", "sp2dpo_ray.stages.report:report", False,
+        Stage("report", "sp2dpo_ray.stages.report:report", False, "report",
               "Write the page that shows the run."),
     )
 }  # fmt: skip
+
+
+def missing(error: ModuleNotFoundError, what: str, extra: str) -> ConfigError:
+    """A package that this machine lacks, with the line that installs it."""
+    return ConfigError(
+        f"{what} needs the package {error.name}, which is not installed here; "
+        f"run: pip install 'sp2dpo-ray[{extra}]'"
+    )
 
 
 def run_all(run: Run) -> Summary:
@@ -93,8 +108,11 @@ def ray_session(config: Config) -> Iterator[None]:
     # no usage report leaves this machine unless its owner asked for it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-    from ray.data import DataContext
+    try:
+        import ray
+        from ray.data import DataContext
+    except ModuleNotFoundError as error:
+        raise missing(error, "this stage", "annotate") from error
 
     # Ray's own remarks belong into its log files; what a user must know, the stages say
     DataContext.get_current().enable_progress_bars = False

@@ -16,9 +16,10 @@ from sp2dpo_ray.annotate.table import annotations_table, completeness
 from sp2dpo_ray.console import bar
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.artifact import publish
+from sp2dpo_ray.core.files import ANNOTATIONS, EVAL, TRAIN
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
 from sp2dpo_ray.core.prompts import load_prompts
-from sp2dpo_ray.run import EVAL, TRAIN, Run, Summary
+from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.teachers.base import identity
 from sp2dpo_ray.teachers.catalogue import make_teacher
 
@@ -66,7 +67,7 @@ def annotate(run: Run) -> Summary:
         )
     with publish(run.path("annotations"), provenance) as draft:
         table = annotations_table(pairs, identities, prompts, settled_results(journal))
-        draft.write_table("annotations.parquet", table)
+        draft.write_table(ANNOTATIONS, table)
         draft.summary |= {"calls": calls, **completeness(table), "prompts": prompts.digest}
     return draft.summary | {
         "reused": False,

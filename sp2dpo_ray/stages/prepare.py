@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 from sp2dpo_ray.core.artifact import Draft
+from sp2dpo_ray.core.files import EVAL, EXCLUDED, PAIRS_TABLE, TRAIN
 from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
 from sp2dpo_ray.core.prepare import prepare as prepare_pairs
 from sp2dpo_ray.core.sources import read_source
-from sp2dpo_ray.run import EVAL, TRAIN, Run, Summary
+from sp2dpo_ray.run import Run, Summary
 
 
 def prepare(run: Run) -> Summary:
@@ -39,9 +40,9 @@ def prepare(run: Run) -> Summary:
             limit=data.limit,
             eval_limit=data.eval_limit,
         )
-        draft.write_table(f"{TRAIN}.parquet", prepared.train)
-        draft.write_table(f"{EVAL}.parquet", prepared.evaluation)
-        draft.write_table("excluded.parquet", prepared.excluded)
+        draft.write_table(PAIRS_TABLE.format(split=TRAIN), prepared.train)
+        draft.write_table(PAIRS_TABLE.format(split=EVAL), prepared.evaluation)
+        draft.write_table(EXCLUDED, prepared.excluded)
         draft.summary |= prepared.counts | {"seconds": time.perf_counter() - start}
 
     return run.publish_once(run.path("pairs"), run.provenance("prepare", settings, {}), make)

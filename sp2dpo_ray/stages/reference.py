@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 
 from sp2dpo_ray.console import bar
 from sp2dpo_ray.core.artifact import Draft, Provenance
+from sp2dpo_ray.core.files import EVAL, REFERENCE, TRAIN
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
 from sp2dpo_ray.reference.pipeline import ReferenceSpec, reference_logps
-from sp2dpo_ray.run import EVAL, TRAIN, Run, Summary
+from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.student import student_ref
 
 
@@ -42,7 +43,7 @@ def reference(run: Run) -> Summary:
         )
         with bar("reference: pairs", pairs.num_rows) as advance:
             table = reference_logps(pairs, spec, progress=advance)
-        draft.write_table("reference.parquet", table)
+        draft.write_table(REFERENCE, table)
         draft.summary |= {
             "pairs": table.num_rows,
             "truncated": sum(table["truncated"].to_pylist()),

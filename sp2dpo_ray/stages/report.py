@@ -15,13 +15,12 @@ import pyarrow.parquet as pq
 
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import open_artifact, publish, read_manifest
+from sp2dpo_ray.core.files import DIAGNOSTICS, EVAL_PAIRS, METRICS_LINES, SCHEDULE, TRAIN
 from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.core.schedule import Panel
 from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
 from sp2dpo_ray.report.page import PageData, render
-from sp2dpo_ray.run import TRAIN, Run, Summary
-from sp2dpo_ray.stages.train import EVAL_PAIRS
-from sp2dpo_ray.train.task import METRICS
+from sp2dpo_ray.run import Run, Summary
 
 WITHOUT_MODEL = ("offline", "scripted")
 SHOWN_STAGES = ("pairs", "student", "annotations", "schedule")
@@ -45,8 +44,8 @@ def report(run: Run) -> Summary:
         lambda_record=json.loads(run.path("lambda.json").read_text(encoding="utf-8")),
         stages=stages,
         panel=Panel(tuple(t.name for t in config.teachers), config.prompts.variants),
-        schedule=pq.read_table(run.path("schedule", "schedule.parquet")),
-        diagnostics=pq.read_table(run.path("schedule", "diagnostics.parquet")),
+        schedule=pq.read_table(run.path("schedule", SCHEDULE)),
+        diagnostics=pq.read_table(run.path("schedule", DIAGNOSTICS)),
         pairs={pair.prompt_id: pair for pair in pairs_from(pq.read_table(run.pairs_file(TRAIN)))},
         arms=rows,
         curves={name: _metrics(run, name) for name in trained},
@@ -88,5 +87,5 @@ def _row(score: ArmScore, summary: Summary) -> dict[str, Any]:
 
 
 def _metrics(run: Run, name: str) -> list[dict[str, float]]:
-    path = run.path("train", parse_arm(name).folder, METRICS)
+    path = run.path("train", parse_arm(name).folder, METRICS_LINES)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -18,10 +18,21 @@ from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.arms import JMAMP_COLUMN
 from sp2dpo_ray.core.artifact import Draft
 from sp2dpo_ray.core.ensemble import LinearMap
+from sp2dpo_ray.core.files import (
+    ANNOTATIONS,
+    DIAGNOSTICS,
+    EVAL,
+    EVAL_DIAGNOSTICS,
+    EVAL_SCHEDULE,
+    EXCLUDED,
+    SCHEDULE,
+    SCHEDULE_CSV,
+    TRAIN,
+)
 from sp2dpo_ray.core.hashing import sha256_file
 from sp2dpo_ray.core.schedule import Panel, Schedule, build_schedule
 from sp2dpo_ray.errors import DataError
-from sp2dpo_ray.run import EVAL, TRAIN, Run, Summary
+from sp2dpo_ray.run import Run, Summary
 
 
 def schedule(run: Run) -> Summary:
@@ -37,20 +48,18 @@ def schedule(run: Run) -> Summary:
     provenance = run.provenance("schedule", settings, {"annotate": run.path("annotations")})
 
     def make(draft: Draft) -> None:
-        annotations = pq.read_table(run.path("annotations", "annotations.parquet"))
+        annotations = pq.read_table(run.path("annotations", ANNOTATIONS))
         made = build_schedule(_split(annotations, TRAIN), panel, beta_of)
         if made.table.num_rows == 0:
             raise DataError(_nothing_valid(annotations))
         held_out = build_schedule(_split(annotations, EVAL), panel, beta_of)
-        draft.write_table("schedule.parquet", made.table)
-        csv.write_csv(made.table, draft.path / "schedule.csv")
-        draft.write_table("diagnostics.parquet", made.diagnostics)
-        draft.write_table("excluded.parquet", made.excluded)
-        draft.write_table("eval_schedule.parquet", held_out.table)
-        draft.write_table("eval_diagnostics.parquet", held_out.diagnostics)
-        draft.summary |= _schedule_summary(made) | {
-            "sha256": sha256_file(draft.path / "schedule.parquet")
-        }
+        draft.write_table(SCHEDULE, made.table)
+        csv.write_csv(made.table, draft.path / SCHEDULE_CSV)
+        draft.write_table(DIAGNOSTICS, made.diagnostics)
+        draft.write_table(EXCLUDED, made.excluded)
+        draft.write_table(EVAL_SCHEDULE, held_out.table)
+        draft.write_table(EVAL_DIAGNOSTICS, held_out.diagnostics)
+        draft.summary |= _schedule_summary(made) | {"sha256": sha256_file(draft.path / SCHEDULE)}
 
     return run.publish_once(run.path("schedule"), provenance, make)
 

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 
 from sp2dpo_ray.console import bar
 from sp2dpo_ray.core.artifact import Draft, open_artifact
+from sp2dpo_ray.core.files import TRAIN
 from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.modeling.student import StudentRef, find_student
 from sp2dpo_ray.modeling.tiny import make_tiny_student
-from sp2dpo_ray.run import TRAIN, Run, Summary
+from sp2dpo_ray.run import Run, Summary
 
 TINY = "tiny"
 MODEL = "model"

@@ -20,16 +20,24 @@ import pyarrow.parquet as pq
 from sp2dpo_ray.console import bar
 from sp2dpo_ray.core.arms import Arm, parse_arm
 from sp2dpo_ray.core.artifact import MANIFEST, Provenance, read_manifest, seal
+from sp2dpo_ray.core.files import (
+    BETAS,
+    EVAL_DIAGNOSTICS,
+    EVAL_PAIRS,
+    HELD_OUT,
+    METRICS_LINES,
+    SCHEDULE,
+    TRAIN,
+)
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.evaluate.compare import group_scores
-from sp2dpo_ray.run import TRAIN, Run, Summary
+from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.reference import reference_folder
 from sp2dpo_ray.stages.student import student_ref
 from sp2dpo_ray.train.launch import train_arm
-from sp2dpo_ray.train.task import BETAS, HELD_OUT, METRICS, TrainTask
+from sp2dpo_ray.train.task import TrainTask
 
 CHECKPOINTS = "checkpoints"
-EVAL_PAIRS = "eval_pairs.parquet"
 UNKNOWN = "unknown"
 # what of `train` says where and how safely to compute, not what
 NOT_THE_RESULT = {"arm", "keep", "max_failures", "save_steps", "log_steps"}
@@ -70,7 +78,7 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
         "arm": arm.name,
         "title": arm.title,
         "pairs": num_pairs,
-        **_training_figures(folder / METRICS),
+        **_training_figures(folder / METRICS_LINES),
         "eval": _held_out_figures(run, folder),
         "adapter": str(folder / "adapter"),
         "seconds": time.perf_counter() - start,
@@ -103,9 +111,8 @@ def _make_room(folder: Path, provenance: Provenance) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     ours = folder / CHECKPOINTS / provenance.key[:16]
-    for path in [*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")]:
-        if path == folder / CHECKPOINTS or path == ours or (path.name == METRICS and ours.exists()):
-            continue
+    kept = {folder / CHECKPOINTS, ours} | ({folder / METRICS_LINES} if ours.exists() else set())
+    for path in {*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")} - kept:
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -117,7 +124,7 @@ def _write_betas(run: Run, arm: Arm, folder: Path) -> int:
     ids = pq.read_table(run.pairs_file(TRAIN), columns=["prompt_id"])["prompt_id"].to_pylist()
     schedule = None
     if read_manifest(run.path("schedule")):
-        schedule = pq.read_table(run.path("schedule", "schedule.parquet"))
+        schedule = pq.read_table(run.path("schedule", SCHEDULE))
         scheduled = set(schedule["prompt_id"].to_pylist())
         ids = [name for name in ids if name in scheduled]
     if not ids:
@@ -160,7 +167,7 @@ def _held_out_figures(run: Run, folder: Path) -> dict[str, Any]:
 
 def _categories(run: Run) -> dict[str, str]:
     """The panel's category of each held-out pair, where the panel was asked about them."""
-    path = run.path("schedule", "eval_diagnostics.parquet")
+    path = run.path("schedule", EVAL_DIAGNOSTICS)
     if not path.exists():
         return {}
     table = pq.read_table(path, columns=["prompt_id", "category"])

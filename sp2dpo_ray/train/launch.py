@@ -16,9 +16,10 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from sp2dpo_ray.core.files import METRICS_LINES
 from sp2dpo_ray.errors import ConfigError, Sp2dpoError, TrainingError
 from sp2dpo_ray.train.loop import train_worker
-from sp2dpo_ray.train.task import METRICS, TrainTask
+from sp2dpo_ray.train.task import TrainTask
 
 WATCH_EVERY_S = 0.5
 
@@ -46,7 +47,7 @@ def train_arm(task: TrainTask, key: str, *, progress: Callable[[int, int, str], 
         ),
     )
     try:
-        _fit(trainer, task.output / METRICS, progress)
+        _fit(trainer, task.output / METRICS_LINES, progress)
     except TrainingFailedError as error:
         raise TrainingError(f"arm training in {task.output} failed: {_cause(error)}") from error
 

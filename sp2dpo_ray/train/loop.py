@@ -23,13 +23,12 @@ import torch
 import torch.distributed as dist
 from transformers import get_cosine_schedule_with_warmup
 
+from sp2dpo_ray.core.files import HELD_OUT, METRICS_LINES
 from sp2dpo_ray.modeling.encode import plan_batches
 from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
 from sp2dpo_ray.train.checkpoint import restore_state, saved_state
 from sp2dpo_ray.train.step import accumulate, means, pair_logps, reduce_over_workers
 from sp2dpo_ray.train.task import (
-    HELD_OUT,
-    METRICS,
     Pairs,
     TrainTask,
     load_eval_pairs,
@@ -60,7 +59,7 @@ def train_worker(config: dict[str, Any]) -> None:
     done = 0
     if checkpoint := ray.train.get_checkpoint():
         done = restore_state(checkpoint, model, optimizer, scheduler)
-    log = _MetricsFile(task.output / METRICS, done) if rank == 0 else None
+    log = _MetricsFile(task.output / METRICS_LINES, done) if rank == 0 else None
 
     model.train()
     for step in range(done + 1, len(plan) + 1):

@@ -18,16 +18,11 @@ import torch
 from torch import Tensor
 
 from sp2dpo_ray.config import LoraSection, TrainSection
+from sp2dpo_ray.core.files import BETAS, EVAL, PAIRS_TABLE, REFERENCE, TRAIN
 from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.modeling.encode import EncodedPair, encode_pairs
 from sp2dpo_ray.modeling.student import StudentRef
-
-TRAIN_PAIRS, EVAL_PAIRS = "train.parquet", "eval.parquet"
-REFERENCE_FILE = "reference.parquet"
-BETAS = "betas.parquet"
-METRICS = "metrics.jsonl"
-HELD_OUT = "held_out.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +54,22 @@ def load_training_pairs(task: TrainTask, tokenizer: Any) -> Pairs:
     """The pairs named in the arm's betas, in the order of the prepared pairs."""
     betas = pq.read_table(task.output / BETAS)
     beta_of = dict(zip(betas["prompt_id"].to_pylist(), betas["beta"].to_pylist(), strict=True))
-    return _load(task, TRAIN_PAIRS, tokenizer, beta_of)
+    return _load(task, TRAIN, tokenizer, beta_of)
 
 
 def load_eval_pairs(task: TrainTask, tokenizer: Any) -> Pairs:
     """All held-out pairs; they have no beta of their own (it is 1: unscaled)."""
-    return _load(task, EVAL_PAIRS, tokenizer, None)
+    return _load(task, EVAL, tokenizer, None)
 
 
-def _load(task: TrainTask, name: str, tokenizer: Any, beta_of: dict[str, float] | None) -> Pairs:
-    pairs = pairs_from(pq.read_table(task.pairs / name))
+def _load(task: TrainTask, split: str, tokenizer: Any, beta_of: dict[str, float] | None) -> Pairs:
+    pairs = pairs_from(pq.read_table(task.pairs / PAIRS_TABLE.format(split=split)))
     if beta_of is not None:
         pairs = [pair for pair in pairs if pair.prompt_id in beta_of]
         if len(pairs) < len(beta_of):
             raise DataError(f"{len(beta_of) - len(pairs)} betas belong to no prepared pair")
     ids = [pair.prompt_id for pair in pairs]
-    chosen, rejected = _reference(task.reference / REFERENCE_FILE, ids)
+    chosen, rejected = _reference(task.reference / REFERENCE, ids)
     encoded = encode_pairs(
         pairs,
         tokenizer,

@@ -1,0 +1,22 @@
+"""Names of what lies in a run folder, for the stages that write it and those that read it."""
+
+from __future__ import annotations
+
+TRAIN, EVAL = "train", "eval"  # the two sides of the split
+PAIRS_TABLE = "{split}.parquet"
+EXCLUDED = "excluded.parquet"
+
+ANNOTATIONS = "annotations.parquet"
+
+SCHEDULE = "schedule.parquet"
+SCHEDULE_CSV = "schedule.csv"
+DIAGNOSTICS = "diagnostics.parquet"
+EVAL_SCHEDULE = "eval_schedule.parquet"
+EVAL_DIAGNOSTICS = "eval_diagnostics.parquet"
+
+REFERENCE = "reference.parquet"
+
+BETAS = "betas.parquet"  # the arm's beta of each training pair
+METRICS_LINES = "metrics.jsonl"  # one line a logged step
+HELD_OUT = "held_out.parquet"  # what the workers leave; becomes the next
+EVAL_PAIRS = "eval_pairs.parquet"  # margin and category of each held-out pair
