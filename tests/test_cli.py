@@ -137,6 +137,28 @@ def test_an_altered_artifact_is_noticed_by_the_next_stage(demo_config: Path) -> 
     assert "altered since it was published" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("package", "stage", "extra"),
+    [
+        ("plotly", "report", "report"),
+        ("torch", "student", "train"),
+        ("ray", "annotate", "annotate"),
+    ],
+)
+def test_a_stage_without_its_packages_says_what_to_install(
+    demo_config: Path, package: str, stage: str, extra: str
+) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"from sp2dpo_ray.cli import main; main([{stage!r}, {str(demo_config)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert f"needs the package {package}, which is not installed here" in said
+    assert f"pip install 'sp2dpo-ray[{extra}]'" in said
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_interrupt_is_resumable_and_a_second_command_is_kept_out(demo_config: Path) -> None:

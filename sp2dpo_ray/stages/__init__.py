@@ -66,8 +66,9 @@ STAGES: dict[str, Stage] = {
 
 def missing(error: ModuleNotFoundError, what: str, extra: str) -> ConfigError:
     """A package that this machine lacks, with the line that installs it."""
+    package = (error.name or "?").partition(".")[0]
     return ConfigError(
-        f"{what} needs the package {error.name}, which is not installed here; "
+        f"{what} needs the package {package}, which is not installed here; "
         f"run: pip install 'sp2dpo-ray[{extra}]'"
     )
 
