@@ -57,7 +57,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A settled answer as the journal holds it."""
+    """The end of a call as the journal holds it; `text` is empty where there was no answer."""
 
     key: str
     outcome: str
@@ -106,16 +106,19 @@ class Journal:
         }
 
 
-def settled_results(folder: Path) -> dict[str, Result]:
-    """Every settled call by key; where two actors raced, the first recorded answer counts."""
-    first: dict[str, tuple[float, Result]] = {}
+def recorded_results(folder: Path) -> dict[str, Result]:
+    """What is on record of every call, by key: its first settled answer, else its last failure."""
+    best: dict[str, tuple[tuple[bool, float], Result]] = {}
     for entry in Journal(folder).new_entries():
-        if entry["kind"] != "result" or entry["outcome"] not in SETTLED:
+        if entry["kind"] != "result":
             continue
-        known = first.get(entry["key"])
-        if known is None or entry["time"] < known[0]:
-            first[entry["key"]] = (entry["time"], _result(entry))
-    return {key: result for key, (_, result) in first.items()}
+        settled = entry["outcome"] in SETTLED
+        # where two actors raced, the answer recorded first counts
+        rank = (settled, -entry["time"] if settled else entry["time"])
+        known = best.get(entry["key"])
+        if known is None or rank > known[0]:
+            best[entry["key"]] = (rank, _result(entry))
+    return {key: result for key, (_, result) in best.items()}
 
 
 def _result(entry: dict[str, Any]) -> Result:

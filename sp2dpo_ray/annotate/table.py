@@ -1,6 +1,6 @@
 """The annotations table: every expected call, with what the journal holds of it, read strictly.
 
-In: pairs, the panel, the journal's settled results. Out: rows of ANNOTATION_SCHEMA. Pure, apart
+In: pairs, the panel, the journal's results. Out: rows of ANNOTATION_SCHEMA. Pure, apart
 from the results handed in: publishing twice from one journal gives identical bytes.
 """
 
@@ -43,7 +43,7 @@ def annotations_table(
 
 def _reading(result: Result | None) -> dict[str, object]:
     if result is None:
-        return {"outcome": str(Outcome.NOT_ATTEMPTED), "detail": "no settled answer on record"}
+        return {"outcome": str(Outcome.NOT_ATTEMPTED), "detail": "nothing on record"}
     columns: dict[str, object] = {
         "outcome": result.outcome,
         "detail": result.detail,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,19 +39,28 @@ def find_student(model: str, revision: str | None) -> StudentRef:
     path = Path(model).expanduser()
     if path.is_dir():
         return StudentRef(str(path.resolve()), None, _folder_fingerprint(path))
+    commit = _hub_commit(model, revision)
+    return StudentRef(model, commit, sha256_hex([model, commit]))
+
+
+def _hub_commit(model: str, revision: str | None) -> str:
+    """The commit that a hub id stands for: as the hub says, else as this machine has it cached."""
     try:
-        commit = HfApi().model_info(model, revision=revision, timeout=20).sha
+        return str(HfApi().model_info(model, revision=revision, timeout=20).sha)
     except HFValidationError:
         raise ConfigError(
             f"student.model: no folder {model!r}, and it is no Hugging Face id"
         ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise ConfigError(
-            f"student.model: no folder {model!r} here, and the Hugging Face hub did not give a "
-            f"model of that id (revision {revision}): {type(error).__name__}. Check the id, the "
-            "network, or use student.model: tiny"
-        ) from error
-    return StudentRef(model, commit, sha256_hex([model, commit]))
+    except Exception as error:  # no network, no such model, no access: many unrelated types
+        try:
+            cached = snapshot_download(model, revision=revision, local_files_only=True)
+        except Exception:
+            raise ConfigError(
+                f"student.model: no folder {model!r} here, and the Hugging Face hub did not give "
+                f"a model of that id (revision {revision}): {type(error).__name__}. Check the id, "
+                "the network, or use student.model: tiny"
+            ) from error
+        return Path(cached).name  # a cached snapshot's folder is named by its commit
 
 
 def _folder_fingerprint(path: Path) -> str:

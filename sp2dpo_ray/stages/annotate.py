@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sp2dpo_ray.annotate.actor import PanelSpec
-from sp2dpo_ray.annotate.journal import settled_results
+from sp2dpo_ray.annotate.journal import Journal, recorded_results
 from sp2dpo_ray.annotate.pipeline import annotate as ask_panel
 from sp2dpo_ray.annotate.table import annotations_table, completeness
 from sp2dpo_ray.console import bar
-from sp2dpo_ray.core.annotation import Outcome
+from sp2dpo_ray.core.annotation import SETTLED
 from sp2dpo_ray.core.artifact import publish
 from sp2dpo_ray.core.files import ANNOTATIONS, EVAL, TRAIN
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
@@ -36,7 +36,7 @@ def annotate(run: Run) -> Summary:
     }
     provenance = run.provenance("annotate", settings, {"prepare": run.path("pairs")})
     done = run.finished(run.path("annotations"), provenance)
-    if done and str(Outcome.NOT_ATTEMPTED) not in done.summary["outcomes"]:
+    if done and SETTLED.issuperset(done.summary["outcomes"]):
         return done.summary | {
             "reused": True,
             "calls_made": 0,
@@ -52,6 +52,7 @@ def annotate(run: Run) -> Summary:
     )
     journal = run.path("journal")
     journal.mkdir(parents=True, exist_ok=True)
+    Journal(journal).settled_keys()  # an altered journal is refused before anything is asked
     spec = PanelSpec(
         config.teachers,
         config.decoding,
@@ -66,7 +67,7 @@ def annotate(run: Run) -> Summary:
             everything, spec, pairs_per_batch=config.annotate.pairs_per_batch, progress=advance
         )
     with publish(run.path("annotations"), provenance) as draft:
-        table = annotations_table(pairs, identities, prompts, settled_results(journal))
+        table = annotations_table(pairs, identities, prompts, recorded_results(journal))
         draft.write_table(ANNOTATIONS, table)
         draft.summary |= {"calls": calls, **completeness(table), "prompts": prompts.digest}
     return draft.summary | {

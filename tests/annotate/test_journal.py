@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sp2dpo_ray.annotate.journal import Journal, Segment, settled_results
+from sp2dpo_ray.annotate.journal import Journal, Segment, recorded_results
 from sp2dpo_ray.annotate.table import annotations_table, completeness
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
@@ -49,16 +49,16 @@ def test_a_torn_last_line_is_tolerated_at_every_byte(tmp_path: Path) -> None:
     first = whole.index(b"\n") + 1
     for cut in range(first, len(whole)):
         path.write_bytes(whole[:cut])
-        assert settled_results(tmp_path).keys() == {CALLS[0].key}
+        assert recorded_results(tmp_path).keys() == {CALLS[0].key}
     path.write_bytes(whole)
-    assert settled_results(tmp_path).keys() == {CALLS[0].key, CALLS[1].key}
+    assert recorded_results(tmp_path).keys() == {CALLS[0].key, CALLS[1].key}
 
 
 def test_a_line_broken_before_the_end_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, (CALLS[0], ok()), (CALLS[1], ok()))
     path.write_bytes(path.read_bytes().replace(b'{"kind"', b'{"ki', 1).replace(b'"', b"", 1))
     with pytest.raises(ArtifactError, match=r"\.jsonl: a line was altered"):
-        settled_results(tmp_path)
+        recorded_results(tmp_path)
 
 
 def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -84,14 +84,23 @@ def test_of_two_answers_the_first_counts(tmp_path: Path) -> None:
     write(tmp_path, (CALLS[0], ok("first")))
     write_again = Segment(tmp_path / "t")
     write_again.record(CALLS[0], 1, ok("second"))
-    assert settled_results(tmp_path)[CALLS[0].key].text == "first"
+    assert recorded_results(tmp_path)[CALLS[0].key].text == "first"
 
 
 @given(text=st.text())
 def test_any_text_survives_the_journal(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("journal")
     write(folder, (CALLS[0], ok(text)))
-    assert settled_results(folder)[CALLS[0].key].text == text
+    assert recorded_results(folder)[CALLS[0].key].text == text
+
+
+def test_a_failure_is_on_record_until_an_answer_comes(tmp_path: Path) -> None:
+    write(tmp_path, (CALLS[0], Reply(Outcome.QUOTA)), (CALLS[0], Reply(Outcome.TRANSPORT)))
+    assert recorded_results(tmp_path)[CALLS[0].key].outcome == "transport"
+    later = Segment(tmp_path / "t")
+    later.record(CALLS[0], 1, ok("answer"))
+    later.record(CALLS[0], 1, Reply(Outcome.QUOTA))
+    assert recorded_results(tmp_path)[CALLS[0].key].text == "answer"
 
 
 def test_the_table_has_a_row_for_every_expected_call(tmp_path: Path) -> None:
@@ -104,7 +113,7 @@ def test_the_table_has_a_row_for_every_expected_call(tmp_path: Path) -> None:
             schema=pa.schema(PAIR_FIELDS),
         )
     }
-    table = annotations_table(pairs, (TEACHER,), PROMPTS, settled_results(tmp_path))
+    table = annotations_table(pairs, (TEACHER,), PROMPTS, recorded_results(tmp_path))
     rows = {row["variant"]: row for row in table.to_pylist()}
     assert [row["outcome"] for row in rows.values()] == ["ok", "parse_error", "not_attempted"]
     assert (rows["v1"]["category"], rows["v1"]["magnitude"]) == ("Style", 0.5)

@@ -17,7 +17,7 @@ import pytest
 
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.core.annotation import SETTLED
-from sp2dpo_ray.errors import ConfigError, DataError, TeacherStopped
+from sp2dpo_ray.errors import ArtifactError, ConfigError, DataError, TeacherStopped
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
 from tests.fault_server import ANSWER, KEY, serve
@@ -225,6 +225,31 @@ def test_a_teacher_that_keeps_failing_opens_the_circuit(
     with pytest.raises(TeacherStopped, match=r"teacher alba: 3 calls in a row failed"):
         STAGES["annotate"](run)
     assert not run.path("annotations").exists()
+
+
+def test_calls_that_failed_are_named_and_tried_again(ray_cluster: None, demo_config: Path) -> None:
+    failing = ("teachers=[{name: alba, provider: scripted, model: s}]", "decoding.retries=0",
+               "annotate.max_failures=1000", "data.limit=4", "data.eval_fraction=0")  # fmt: skip
+    run = run_of(demo_config, *failing)
+    STAGES["prepare"](run)
+    summary = STAGES["annotate"](run)
+    assert summary["outcomes"] == {"transport": 12}
+    assert summary["pairs_incomplete"] == 4
+    again = STAGES["annotate"](run)
+    assert (again["reused"], again["calls_made"]) == (False, 12)
+
+
+def test_an_altered_journal_is_refused_before_anything_is_asked(
+    ray_cluster: None, demo_config: Path
+) -> None:
+    run = run_of(demo_config)
+    STAGES["prepare"](run)
+    segment = run.path("journal", "alba", "old.jsonl")
+    segment.parent.mkdir(parents=True)
+    segment.write_text('{"kind": "resu\n')
+    with pytest.raises(ArtifactError, match=r"old\.jsonl: a line was altered"):
+        STAGES["annotate"](run)
+    assert len(list(run.path("journal").rglob("*.jsonl"))) == 1
 
 
 def test_a_missing_key_costs_nothing(ray_cluster: None, demo_config: Path) -> None:

@@ -169,6 +169,23 @@ def test_a_student_that_does_not_exist_is_refused(model: str, message: str) -> N
         find_student(model, None)
 
 
+def test_a_machine_without_a_network_gets_the_same_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Unreachable(Exception):
+        """Clients raise types of their own, which share no base."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise Unreachable("name or service not known")
+
+    monkeypatch.setattr("sp2dpo_ray.modeling.student.HfApi.model_info", fail)
+    with pytest.raises(ConfigError, match=r"did not give a model of that id .*: Unreachable"):
+        find_student("some-organisation/no-such-model", None)
+    monkeypatch.setattr("sp2dpo_ray.modeling.student.snapshot_download",
+                        lambda *_, **__: "/cache/snapshots/0a1b2c")  # fmt: skip
+    assert find_student("some-organisation/cached", None).revision == "0a1b2c"
+
+
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ConfigError, match=r"holds no \.safetensors file"):
