@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from sp2dpo_ray import cli
 from sp2dpo_ray.core import artifact
+from sp2dpo_ray.core.artifact import open_artifact
 from sp2dpo_ray.stages import STAGES
 
 
@@ -135,6 +137,27 @@ def test_an_altered_artifact_is_noticed_by_the_next_stage(demo_config: Path) -> 
     done = sp2dpo("prepare", str(demo_config))
     assert done.returncode == 3
     assert "altered since it was published" in done.stderr
+
+
+def test_a_local_folder_is_a_student_like_any_other(
+    demo_config: Path, tiny_student: Any, tmp_path: Path
+) -> None:
+    from sp2dpo_ray.config import load_config
+    from sp2dpo_ray.run import Run
+    from sp2dpo_ray.stages.student import student_ref
+
+    override = f"student.model={tiny_student.model}"
+    assert inside("student", str(demo_config), "--set", override) == 0
+    run = Run(load_config(str(demo_config), (override,)))
+    assert student_ref(run) == tiny_student
+    before = open_artifact(run.path("student")).digest
+
+    # other weights in the same place are another student
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_student.model, copy)
+    (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
+    assert inside("student", str(demo_config), "--set", f"student.model={copy}") == 0
+    assert open_artifact(run.path("student")).digest != before
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,21 @@ def test_a_hub_id_must_be_pinned() -> None:
         read_source("some-organisation/some-set", split=None, revision=None)
 
 
+def test_a_pinned_hub_set_is_read_at_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked: dict[str, Any] = {}
+
+    def load(source: str, **options: Any) -> Any:
+        asked.update(options, source=source)
+        return datasets.Dataset.from_list([PLAIN | {"messages": ["unread"]}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    table = read_source("organisation/set", split="train_prefs", revision="0a1b")
+    assert asked == {"source": "organisation/set", "split": "train_prefs", "revision": "0a1b"}
+    assert "messages" not in table.column_names
+    assert only(table).chosen == "yes"
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [(pa.table({"prompt": ["p"], "chosen": ["a"]}), "column 'rejected' is missing"),
