@@ -204,6 +204,7 @@ class TrainSection(Section):
     max_failures: int = Field(0, ge=0)
     """Times that a lost worker is replaced and training goes on from the last checkpoint."""
     log_steps: int = Field(1, ge=1)
+    """Steps that a line of metrics is the mean of; each checkpoint ends a line too."""
     seed: int = 0
 
     @model_validator(mode="after")

@@ -27,7 +27,13 @@ from sp2dpo_ray.core.files import HELD_OUT, METRICS_LINES
 from sp2dpo_ray.modeling.encode import plan_batches
 from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
 from sp2dpo_ray.train.checkpoint import restore_state, saved_state
-from sp2dpo_ray.train.step import accumulate, means, pair_logps, reduce_over_workers
+from sp2dpo_ray.train.step import (
+    accumulate,
+    means,
+    new_sums,
+    pair_logps,
+    reduce_over_workers,
+)
 from sp2dpo_ray.train.task import (
     Pairs,
     TrainTask,
@@ -62,8 +68,8 @@ def train_worker(config: dict[str, Any]) -> None:
     log = _MetricsFile(task.output / METRICS_LINES, done) if rank == 0 else None
 
     model.train()
+    window, clock = new_sums(), time.perf_counter()
     for step in range(done + 1, len(plan) + 1):
-        start = time.perf_counter()
         torch.manual_seed(hash_seed(options.seed, step, rank))  # LoRA dropout
         everyone = plan[step - 1]
         sums = accumulate(
@@ -75,22 +81,28 @@ def train_worker(config: dict[str, Any]) -> None:
             pad_id=tokenizer.pad_token_id,
             device=device,
         )
-        sums = reduce_over_workers(parameters, sums)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
+        window += reduce_over_workers(parameters, sums)
+        norm = torch.nn.utils.clip_grad_norm_(
+            parameters, options.max_grad_norm, error_if_nonfinite=True
+        )
+        rate = scheduler.get_last_lr()[0]
         optimizer.step()
         optimizer.zero_grad()
-        metrics = means(sums) | {
-            "grad_norm": float(norm),
-            "learning_rate": scheduler.get_last_lr()[0],
-        }
         scheduler.step()
-        if log and (step % options.log_steps == 0 or step == len(plan)):
-            seconds = time.perf_counter() - start
-            log.write({"step": step, "steps": len(plan), **metrics, "seconds": seconds})
-        if step % options.save_steps == 0 or step == len(plan):
+        saves = step % options.save_steps == 0 or step == len(plan)
+        # logged at every checkpoint too, so that a resumed run begins with an empty window
+        if saves or step % options.log_steps == 0:
+            now = time.perf_counter()
+            metrics = {"step": step, "steps": len(plan), **means(window), "grad_norm": float(norm),
+                       "learning_rate": rate, "seconds": now - clock}  # fmt: skip
+            if log:
+                log.write(metrics)
+            window, clock = new_sums(), now
+        if saves:
             state = saved_state(model, optimizer, scheduler, step) if rank == 0 else _none()
             with state as checkpoint:
-                ray.train.report({"step": step, **metrics}, checkpoint=checkpoint)
+                ray.train.report(metrics, checkpoint=checkpoint)
+            clock = time.perf_counter()  # the checkpoint's time is not the steps'
 
     _score_held_out(model, task, tokenizer, rank, world, device)
     if rank == 0:

@@ -45,6 +45,11 @@ def pair_logps(model: Any, pairs: Pairs, index: list[int], pad_id: int, device: 
     )
 
 
+def new_sums() -> Tensor:
+    """Zeros in METRICS' order; (len(METRICS),) float64."""
+    return torch.zeros(len(METRICS), dtype=torch.float64)
+
+
 def accumulate(
     model: Any,
     pairs: Pairs,
@@ -59,7 +64,7 @@ def accumulate(
 
     Raises TrainingError with the pairs' ids when a loss is not finite.
     """
-    sums = torch.zeros(len(METRICS), dtype=torch.float64)
+    sums = new_sums()
     for index in plan_batches(pairs.encoded, mine, tokens_per_batch):
         logps = pair_logps(model, pairs, index, pad_id, device)
         beta = pairs.beta[index].to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -55,6 +56,31 @@ def test_a_second_run_asks_nothing(ray_cluster: None, demo_config: Path) -> None
     again = STAGES["annotate"](run)
     assert (again["calls_made"], again["calls_reused"]) == (0, 240)
     assert run.path("annotations", "annotations.parquet").read_bytes() == before
+
+
+def test_one_journal_gives_one_schedule_to_the_last_byte(
+    ray_cluster: None, demo_config: Path
+) -> None:
+    run = run_of(demo_config)
+    for stage in ("prepare", "annotate", "schedule"):
+        STAGES[stage](run)
+    elsewhere = run_of(demo_config, "run.name=elsewhere")
+    STAGES["prepare"](elsewhere)
+    shutil.copytree(run.path("journal"), elsewhere.path("journal"))
+    assert STAGES["annotate"](elsewhere)["calls_made"] == 0
+    STAGES["schedule"](elsewhere)
+    files = sorted(path.name for path in run.path("schedule").iterdir())
+    assert {"schedule.parquet", "schedule.csv", "manifest.json"} <= set(files)
+    for name in files:
+        one, other = run.path("schedule", name), elsewhere.path("schedule", name)
+        assert one.read_bytes() == other.read_bytes(), name
+
+    text = run.path("schedule", "schedule.csv").read_text().splitlines()
+    assert len(text) == 1 + 28
+    table = pq.read_table(run.path("schedule", "schedule.parquet"))
+    assert text[0].replace('"', "").split(",") == table.column_names
+    last = float(text[1].split(",")[-1])  # the CSV keeps every bit
+    assert last == table["beta_random"][0].as_py()
 
 
 def test_one_more_teacher_pays_only_for_itself(ray_cluster: None, demo_config: Path) -> None:
