@@ -100,9 +100,8 @@ class PanelActor:
         row = {"prompt_id": call.prompt_id, "teacher": call.teacher, "variant": call.variant}
         if bytes.fromhex(call.key) in self._settled:
             return row | {"outcome": str(Outcome.OK), "detail": "", "reused": True}
-        twin = self._under_way.get(
-            call.key
-        )  # the same texts under another id: one call serves both
+        # the same texts may stand under another id: one call serves both
+        twin = self._under_way.get(call.key)
         reused = twin is not None
         if twin is None:
             twin = self._under_way[call.key] = asyncio.ensure_future(self._ask(call))

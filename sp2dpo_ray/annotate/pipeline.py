@@ -18,7 +18,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from sp2dpo_ray.annotate.actor import PanelActor, PanelSpec
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
-from sp2dpo_ray.errors import TeacherStopped
+from sp2dpo_ray.errors import Sp2dpoError, TeacherStopped
+from sp2dpo_ray.teachers.catalogue import make_teacher
 
 ACTOR_CPUS = 0.25  # an actor mostly waits for answers
 BATCHES_AT_ONCE = 4  # per actor, so that one slow answer does not hold up the next pairs
@@ -34,6 +35,25 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     failures: dict[str, str] = field(default_factory=dict)  # teacher -> the last failure's words
+
+
+def check_teachers(spec: PanelSpec) -> None:
+    """Make every teacher once where calls are made, before any call is paid.
+
+    Raises ConfigError for a missing key, package or option. Keys lie on the machines that call, so
+    asking the driver would be asking the wrong one.
+    """
+    try:
+        ray.get(ray.remote(num_cpus=ACTOR_CPUS)(_make_teachers).remote(spec))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, Sp2dpoError):
+            raise error.cause from None
+        raise
+
+
+def _make_teachers(spec: PanelSpec) -> None:
+    for teacher in spec.teachers:
+        make_teacher(teacher, spec.decoding)
 
 
 def annotate(

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from sp2dpo_ray.annotate.actor import PanelSpec
 from sp2dpo_ray.annotate.journal import Journal, recorded_results
 from sp2dpo_ray.annotate.pipeline import annotate as ask_panel
+from sp2dpo_ray.annotate.pipeline import check_teachers
 from sp2dpo_ray.annotate.table import annotations_table, completeness
 from sp2dpo_ray.console import bar
 from sp2dpo_ray.core.annotation import SETTLED
@@ -21,7 +22,6 @@ from sp2dpo_ray.core.pairs import PAIR_FIELDS
 from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.teachers.base import identity
-from sp2dpo_ray.teachers.catalogue import make_teacher
 
 
 def annotate(run: Run) -> Summary:
@@ -43,16 +43,12 @@ def annotate(run: Run) -> Summary:
             "calls_reused": done.summary["calls"],
         }
 
-    for teacher in config.teachers:  # a missing key or package is said before any call is paid
-        make_teacher(teacher, config.decoding)
     splits = (TRAIN, EVAL) if config.annotate.evaluation else (TRAIN,)
     pairs = {name: pq.read_table(run.pairs_file(name)) for name in splits}
     everything = pa.concat_tables(
         [table.select([field.name for field in PAIR_FIELDS]) for table in pairs.values()]
     )
     journal = run.path("journal")
-    journal.mkdir(parents=True, exist_ok=True)
-    Journal(journal).settled_keys()  # an altered journal is refused before anything is asked
     spec = PanelSpec(
         config.teachers,
         config.decoding,
@@ -61,6 +57,9 @@ def annotate(run: Run) -> Summary:
         config.annotate.actors,
         config.annotate.max_failures,
     )
+    check_teachers(spec)
+    journal.mkdir(parents=True, exist_ok=True)
+    Journal(journal).settled_keys()  # an altered journal is refused before anything is asked
     calls = everything.num_rows * len(identities) * len(prompts.systems)
     with bar("annotate: calls", calls) as advance:
         tally = ask_panel(
