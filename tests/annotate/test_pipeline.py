@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def test_faults_on_the_way_still_end_complete(demo_config: Path) -> None:
     def plan(body: dict[str, Any]) -> str | int:
         text = json.dumps(body["messages"])
         attempts[text] += 1
-        kind = hash(text) % 5
+        kind = zlib.crc32(text.encode()) % 5
         return [500, "drop", 429, "garbage", "ok"][kind] if attempts[text] == 1 else "ok"
 
     with serve(plan) as server:
@@ -167,6 +168,7 @@ def test_faults_on_the_way_still_end_complete(demo_config: Path) -> None:
     summary = json.loads(out.splitlines()[-1])
     assert summary["outcomes"] == {"ok": 36}
     assert summary["calls_made"] == 36
+    assert sum(attempts.values()) > 50  # four in five calls failed at first
     assert KEY not in out + err
     for path in demo_config.parent.rglob("*"):
         if path.is_file():
@@ -197,13 +199,14 @@ def test_a_refused_key_stops_the_stage_and_the_right_one_goes_on(demo_config: Pa
 def test_a_killed_run_repeats_no_recorded_call(demo_config: Path) -> None:
     """SIGKILL in the middle, then a resume: what was recorded never reaches the server again."""
     asked: Counter[str] = Counter()
-    enough = threading.Event()
+    enough, killed = threading.Event(), threading.Event()
 
     def plan(body: dict[str, Any]) -> str:
         asked[json.dumps(body["messages"])] += 1
         if sum(asked.values()) >= 30:
             enough.set()
-        time.sleep(0.02)
+        # slow enough for the kill to come in the middle
+        time.sleep(0.2 if enough.is_set() and not killed.is_set() else 0.01)
         return "ok"
 
     with serve(plan) as server:
@@ -213,6 +216,7 @@ def test_a_killed_run_repeats_no_recorded_call(demo_config: Path) -> None:
         assert enough.wait(90)
         kill_tree(process.pid)
         process.wait()
+        killed.set()
         recorded = {
             entry["key"]
             for entry in journal_entries(demo_config.parent)
