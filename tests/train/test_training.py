@@ -278,8 +278,8 @@ def test_a_killed_training_resumes_to_the_same_adapter(
     ray_cluster: None, demo_config: Path
 ) -> None:
     """SIGKILL after a checkpoint; at the same world size not one bit may differ."""
-    overrides = ("train.epochs=10", "train.save_steps=2")
-    total = 40
+    overrides = ("train.epochs=8", "train.save_steps=5")
+    total = 32
     run = prepared(demo_config, *overrides)
     folder = run.path("train", "jmamp")
     arguments = [a for override in overrides for a in ("--set", override)]
