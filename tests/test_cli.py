@@ -160,6 +160,32 @@ def test_a_local_folder_is_a_student_like_any_other(
     assert open_artifact(run.path("student")).digest != before
 
 
+def test_an_arm_of_another_schedule_is_not_compared(
+    demo_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sp2dpo_ray.config import load_config
+    from sp2dpo_ray.core.artifact import Provenance, publish
+    from sp2dpo_ray.run import Run
+    from sp2dpo_ray.stages.report import _trained_arms
+
+    run = Run(load_config(str(demo_config)))
+
+    def make(place: str, content: str, inputs: dict[str, str]) -> str:
+        run.path(place).parent.mkdir(parents=True, exist_ok=True)
+        with publish(run.path(place), Provenance(place, "k", "l", inputs)) as draft:
+            (draft.path / "content").write_text(content)
+            draft.summary["arm"] = place
+        return open_artifact(run.path(place)).digest
+
+    inputs = {"prepare": make("pairs", "p", {}), "schedule": make("schedule", "s", {})}
+    make("train/jmamp", "a", inputs)
+    make("train/dpo-0.1", "b", {"prepare": inputs["prepare"]})  # before there was a schedule
+    assert list(_trained_arms(run)) == ["jmamp"]
+    assert "arm dpo:0.1 is left out" in capsys.readouterr().err
+    make("schedule", "another", {})
+    assert _trained_arms(run) == {}
+
+
 @pytest.mark.parametrize(
     ("package", "stage", "extra"),
     [

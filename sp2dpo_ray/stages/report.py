@@ -1,7 +1,8 @@
 """Stage `report`: the page of a run, from its artifacts alone.
 
 In: everything that the run folder holds. Out: `report/index.html`, and the comparison of the arms
-as `report/comparison.json`. Invariant: only arms whose artifact is finished and checked are shown.
+as `report/comparison.json`. Invariant: only arms are shown whose artifact is finished, checked, and
+made from the pairs and the schedule that the page shows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from sp2dpo_ray.console import say
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import open_artifact, publish, read_manifest
 from sp2dpo_ray.core.files import DIAGNOSTICS, EVAL_PAIRS, METRICS_LINES, SCHEDULE, TRAIN
@@ -60,13 +62,27 @@ def report(run: Run) -> Summary:
 
 
 def _trained_arms(run: Run) -> dict[str, Summary]:
-    """Finished arms in the order of `sweep.arms`, then `train.arm` if it is another one."""
-    names = dict.fromkeys((*run.config.sweep.arms, run.config.train.arm))
+    """Finished arms in the order of `sweep.arms`, then `train.arm` if it is another one.
+
+    An arm that was trained on other pairs or another schedule than those here now is left out and
+    named: beside the others it would be an unfair comparison.
+    """
+    current = {
+        name: open_artifact(run.path(folder)).digest
+        for name, folder in (("prepare", "pairs"), ("schedule", "schedule"))
+        if read_manifest(run.path(folder))
+    }
     found = {}
-    for name in names:
+    for name in dict.fromkeys((*run.config.sweep.arms, run.config.train.arm)):
         folder = run.path("train", parse_arm(name).folder)
-        if read_manifest(folder):
-            found[name] = open_artifact(folder).summary
+        if not read_manifest(folder):
+            continue
+        manifest = open_artifact(folder)
+        if all(manifest.inputs.get(source) == digest for source, digest in current.items()):
+            found[name] = manifest.summary
+        else:
+            say(f"arm {name} is left out: it was trained on other pairs or another schedule; "
+                f"run: sp2dpo train --set train.arm={name}")  # fmt: skip
     return found
 
 
