@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -25,10 +26,11 @@ from sp2dpo_ray.config import load_config
 from sp2dpo_ray.console import say, stderr
 from sp2dpo_ray.errors import Sp2dpoError
 from sp2dpo_ray.run import Run, Summary
-from sp2dpo_ray.stages import STAGES, brief, ray_session, run_all
+from sp2dpo_ray.stages import STAGES, WHOLE_RUN, Stage, brief, ray_session
 
 FAULT, STOPPED = 1, 4
 GO_ON = "What was finished is kept; run the same command again to go on"
+MAY_ASK = ("annotate", "run")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
@@ -40,7 +42,26 @@ app = typer.Typer(
 )
 
 
-def _command(name: str, title: str, needs_ray: bool, work: Callable[[Run], Summary]) -> None:
+def _command(stage: Stage) -> None:
+    """A command of a stage; those that may ask teachers can be told not to."""
+
+    def asking(
+        config: Annotated[str, typer.Argument(help="YAML file with the whole configuration.")],
+        set_: Annotated[
+            list[str] | None,
+            typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated."),
+        ] = None,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print the summary as one JSON line.")
+        ] = False,
+        debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+        offline: Annotated[
+            bool, typer.Option("--offline", help="Ask no teacher: what is on record must do.")
+        ] = False,
+    ) -> None:
+        work = partial(_work, config, set_, as_json, stage, offline=offline)
+        raise typer.Exit(_guarded(work, debug))
+
     def command(
         config: Annotated[str, typer.Argument(help="YAML file with the whole configuration.")],
         set_: Annotated[
@@ -52,20 +73,23 @@ def _command(name: str, title: str, needs_ray: bool, work: Callable[[Run], Summa
         ] = False,
         debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
     ) -> None:
-        raise typer.Exit(_guarded(lambda: _work(config, set_, as_json, needs_ray, work), debug))
+        asking(config, set_, as_json, debug)
 
-    app.command(name, help=title)(command)
+    app.command(stage.name, help=stage.title)(asking if stage.name in MAY_ASK else command)
 
 
 def _work(
-    config: str, overrides: list[str] | None, as_json: bool, needs_ray: bool,
-    work: Callable[[Run], Summary],
-) -> None:  # fmt: skip
-    run = Run(load_config(config, tuple(overrides or ())))
-    session = ray_session(run.config) if needs_ray else contextlib.nullcontext()
-    with run.locked(), session:
-        run.write_lambda()
-        summary = work(run)
+    config: str, overrides: list[str] | None, as_json: bool, stage: Stage, *, offline: bool
+) -> None:
+    run = Run(load_config(config, tuple(overrides or ())), offline)
+    with contextlib.ExitStack() as stack:
+        if stage.writes:
+            stack.enter_context(run.locked())
+        if stage.needs_ray:
+            stack.enter_context(ray_session(run.config))
+        if stage.writes:
+            run.write_lambda()
+        summary = stage(run)
     if as_json:
         print(json.dumps(summary, allow_nan=False), flush=True)
     else:
@@ -77,6 +101,8 @@ def _show(summary: Summary) -> None:
     if "arms" in summary.get("report", {}):
         _show_arms(summary["report"]["arms"])
         say(f"\npage: {summary['report']['page']}")
+    elif "calls_recorded" in summary:
+        _show_plan(summary)
     elif "page" in summary:
         say(f"page: {summary['page']}")
     else:
@@ -101,6 +127,28 @@ def _show_arms(arms: list[dict[str, Any]]) -> None:
             row["verdict"],
         )
     stderr.print(table)
+
+
+def _show_plan(summary: Summary) -> None:
+    table = Table(title="what annotation would still ask", title_justify="left", box=SIMPLE)
+    table.add_column("teacher", no_wrap=True)
+    for name in ("calls left", "on record", "prompt tokens", "USD", "hours"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in (*summary["teachers"].items(), ("all", summary)):
+        cost = row["cost_usd"]
+        table.add_row(
+            name,
+            f"{row['calls'] - row['calls_recorded']:,}",
+            f"{row['calls_recorded']:,}",
+            f"{row['prompt_tokens']:,}",
+            "no price" if cost is None else f"{cost:,.2f}",
+            f"{row['hours']:,.1f}",
+        )
+    stderr.print(table)
+    if summary["spent_usd"]:
+        say(f"spent so far, cut-off attempts at their worst: ${summary['spent_usd']:,.2f}")
+    if summary["budget_usd"] is not None:
+        say(f"budget.usd: ${summary['budget_usd']:,.2f}")
 
 
 def _interval(value: dict[str, float], form: str) -> str:
@@ -137,9 +185,8 @@ def _report(message: str, code: int, debug: bool) -> int:
     return code
 
 
-for _stage in STAGES.values():
-    _command(_stage.name, _stage.title, _stage.needs_ray, _stage)
-_command("run", "All stages in order, every arm of sweep.arms, and the page.", True, run_all)
+for _stage in (*STAGES.values(), WHOLE_RUN):
+    _command(_stage)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 Advance = Callable[[int, str], None]
+AdvanceOne = Callable[[str, int, str], None]
 stderr = Console(stderr=True, highlight=False)
 LINES_EVERY_S = 10.0
 
@@ -33,13 +34,20 @@ def say(text: str) -> None:
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Advance]:
     """A progress bar; call the yielded function with (steps done since, note)."""
+    with bars(title, {"": total}) as advance:
+        yield lambda steps, note: advance("", steps, note)
+
+
+@contextmanager
+def bars(title: str, totals: dict[str, int]) -> Iterator[AdvanceOne]:
+    """A bar for each name; call the yielded function with (name, steps done since, note)."""
     if stderr.is_terminal:
-        yield from _drawn(title, total)
+        yield from _drawn(title, totals)
     else:
-        yield from _printed(title, total)
+        yield from _printed(title, totals)
 
 
-def _drawn(title: str, total: int) -> Iterator[Advance]:
+def _drawn(title: str, totals: dict[str, int]) -> Iterator[AdvanceOne]:
     columns = (
         TextColumn("{task.description:<22}", markup=False),
         BarColumn(bar_width=30),
@@ -50,21 +58,29 @@ def _drawn(title: str, total: int) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=stderr) as progress:
-        task = progress.add_task(title, total=total, note="")
-        yield lambda steps, note: progress.update(task, advance=steps, note=note)
+        tasks = {
+            name: progress.add_task(f"{title} {name}".strip(), total=total, note="")
+            for name, total in totals.items()
+        }
+        yield lambda name, steps, note: progress.update(tasks[name], advance=steps, note=note)
 
 
-def _printed(title: str, total: int) -> Iterator[Advance]:
+def _printed(title: str, totals: dict[str, int]) -> Iterator[AdvanceOne]:
     start = last = time.monotonic()
-    done = 0
+    done = dict.fromkeys(totals, 0)
+    notes = dict.fromkeys(totals, "")
 
-    def advance(steps: int, note: str) -> None:
-        nonlocal done, last
-        done += steps
+    def advance(name: str, steps: int, note: str) -> None:
+        nonlocal last
+        done[name] += steps
+        notes[name] = note
         now = time.monotonic()
-        if now - last >= LINES_EVERY_S:
-            last = now
-            left = (now - start) / max(done, 1) * (total - done)
-            say(f"{title}: {done:,}/{total:,}, {left:.0f} s left  {note}")
+        if now - last < LINES_EVERY_S:
+            return
+        last = now
+        for each, total in totals.items():
+            left = (now - start) / max(done[each], 1) * (total - done[each])
+            head = f"{title} {each}".strip()
+            say(f"{head}: {done[each]:,}/{total:,}, {left:.0f} s left  {notes[each]}")
 
     yield advance

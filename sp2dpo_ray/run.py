@@ -33,14 +33,21 @@ from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.errors import ArtifactError, Stopped
 
 Summary = dict[str, Any]
-RECORDED_PACKAGES = ("numpy", "pyarrow", "ray", "torch", "transformers", "peft", "openai")
+RECORDED_PACKAGES = (
+    "numpy", "pyarrow", "ray", "torch", "transformers", "peft",
+    "openai", "google-genai", "dashscope",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A configuration and the folder that its stages write to."""
+    """A configuration and the folder that its stages write to.
+
+    offline: ask no teacher; a call that is not on record is an error.
+    """
 
     config: Config
+    offline: bool = False
 
     @property
     def folder(self) -> Path:

@@ -1,133 +1,194 @@
 """The Ray Data actor that asks the panel: concurrency on an event loop of its own.
 
-In: a batch of pairs. Out: one row a call with its outcome. Several batches run at once on one
-private loop, so that a slow consumer cannot freeze requests in flight. Invariant: `__call__` never
-raises for a failed call, and an answer is in the journal before it leaves here.
+In: a batch of pairs. Out: one row for each teacher and outcome, counted; the answers are in the
+journal. Several batches run at once on one private loop, so that a slow consumer cannot freeze
+requests in flight. Invariant: `__call__` never raises for a failed call, and an answer is in the
+journal before it is counted here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from dataclasses import dataclass, field
+from math import isnan, nan
+from typing import Any
 
 import pyarrow as pa
+import ray
 
-from sp2dpo_ray.annotate.journal import Journal, Segment
+from sp2dpo_ray.annotate.chair import Chair, make_chair
+from sp2dpo_ray.annotate.journal import Journal
+from sp2dpo_ray.annotate.metrics import Metrics
+from sp2dpo_ray.annotate.place import Place
+from sp2dpo_ray.annotate.record import gap_of, places_of, prefix
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
-from sp2dpo_ray.core.calls import Call, calls_of
-from sp2dpo_ray.core.pairs import pairs_from
+from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
+from sp2dpo_ray.core.economy import needed_first, settled
+from sp2dpo_ray.core.ensemble import LinearMap
+from sp2dpo_ray.core.pairs import Pair, pairs_from
 from sp2dpo_ray.core.prompts import PromptSet
-from sp2dpo_ray.teachers.base import Reply, Teacher, identity
+from sp2dpo_ray.teachers.base import identity
 from sp2dpo_ray.teachers.catalogue import make_teacher
-from sp2dpo_ray.teachers.retry import ask_until_settled
 
 OUTPUT = pa.schema(
     [
-        ("prompt_id", pa.string()),
         ("teacher", pa.string()),
-        ("variant", pa.string()),
         ("outcome", pa.string()),
-        ("detail", pa.string()),
         ("reused", pa.bool_()),
+        ("calls", pa.int64()),
+        ("usd", pa.float64()),
+        ("detail", pa.string()),
     ]
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PanelSpec:
-    """Everything an actor needs to ask the panel; travels to the actor, so it holds no key."""
+    """Everything an actor needs to ask the panel; travels to the actor, so it holds no key.
+
+    twins: ids of pairs whose texts stand under an earlier id too; one call serves both.
+    early_stop: tolerance of the economy mode and the map that it is measured with, or None.
+    """
 
     teachers: tuple[TeacherSection, ...]
     decoding: DecodingSection
     prompts: PromptSet
-    journal: Path
+    place: Place
     actors: int
     max_failures: int
+    max_pause_s: float
+    redact: bool = False
+    twins: frozenset[str] = frozenset()
+    early_stop: tuple[float, LinearMap] | None = None
+
+    @property
+    def identities(self) -> tuple[TeacherIdentity, ...]:
+        return tuple(identity(teacher, self.decoding) for teacher in self.teachers)
 
 
 @dataclass(slots=True)
-class _Chair:
-    """One teacher at this actor's table."""
+class _Counts:
+    """What happened in a batch, by (teacher, outcome, reused)."""
 
-    teacher: Teacher
-    segment: Segment
-    slots: asyncio.Semaphore
-    failures_in_a_row: int = 0
-    halted: str = ""
+    calls: Counter[tuple[str, str, bool]] = field(default_factory=Counter)
+    details: dict[tuple[str, str, bool], str] = field(default_factory=dict)
+
+    def add(self, call: Call, outcome: Outcome, detail: str = "", *, reused: bool = False) -> None:
+        place = (call.teacher, str(outcome), reused)
+        self.calls[place] += 1
+        if detail:
+            self.details[place] = detail
+
+    def table(self, usd: dict[str, float]) -> pa.Table:
+        rows = []
+        for (teacher, outcome, reused), calls in self.calls.items():
+            money = 0.0 if reused else usd.pop(teacher, 0.0)
+            detail = self.details.get((teacher, outcome, reused), "")
+            rows.append((teacher, outcome, reused, calls, money, detail))
+        columns = list(zip(*rows, strict=True)) or [[] for _ in OUTPUT]
+        return pa.table(
+            [pa.array(column, field.type) for column, field in zip(columns, OUTPUT, strict=True)],
+            schema=OUTPUT,
+        )
 
 
 class PanelActor:
-    """Callable class for `map_batches`; thread-safe, since all work happens on its loop."""
+    """Callable class for `map_batches`; thread-safe, since all work happens on its loop.
 
-    def __init__(self, spec: PanelSpec) -> None:
+    keys, gaps: of the calls that were settled when the stage began, see `Record`.
+    """
+
+    def __init__(self, spec: PanelSpec, keys: Any, gaps: Any, desk: Any) -> None:
         self._spec = spec
-        self._identities = tuple(identity(teacher, spec.decoding) for teacher in spec.teachers)
-        self._journal = Journal(spec.journal)
-        self._settled: set[bytes] = set()
-        self._under_way: dict[str, asyncio.Future[Reply]] = {}
+        self._identities = spec.identities
+        self._keys = ray.get(keys)  # shared memory: all actors of a node read the same
+        self._gaps = ray.get(gaps)
+        self._desk = desk
+        self._journal = Journal(spec.place)
+        self._late: set[bytes] = set()
+        self._metrics = Metrics()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._chairs = asyncio.run_coroutine_threadsafe(self._seat(), self._loop).result()
+        self._chairs = asyncio.run_coroutine_threadsafe(seat(spec, desk), self._loop).result()
+        self._usd = dict.fromkeys(self._chairs, 0.0)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return asyncio.run_coroutine_threadsafe(self._annotate(batch), self._loop).result()
 
-    async def _seat(self) -> dict[str, _Chair]:
+    async def _annotate(self, batch: pa.Table) -> pa.Table:
+        pairs = [pair for pair in pairs_from(batch) if pair.prompt_id not in self._spec.twins]
+        counts = _Counts()
+        if pairs:
+            if await self._desk.begin.remote(pairs[0].prompt_id):
+                # Ray gives a lost actor's batch to this one: look at what was recorded meanwhile
+                self._late |= await asyncio.to_thread(self._recorded)
+            await self._ask_all(pairs, counts)
+        table = counts.table(self._money_since())
+        self._metrics.count(table)
+        return table
+
+    def _recorded(self) -> set[bytes]:
         return {
-            teacher.name: _Chair(
-                make_teacher(teacher, self._spec.decoding),
-                Segment(self._spec.journal / teacher.name),
-                asyncio.Semaphore(max(1, teacher.limits.in_flight // self._spec.actors)),
-            )
-            for teacher in self._spec.teachers
+            prefix(entry["key"])
+            for entry in self._journal.new_entries()
+            if entry["kind"] == "result" and entry["outcome"] in SETTLED
         }
 
-    async def _annotate(self, batch: pa.Table) -> pa.Table:
-        # Ray may give a lost actor's batch to this one: look at what others recorded meanwhile
-        self._settled |= self._journal.settled_keys()
+    async def _ask_all(self, pairs: list[Pair], counts: _Counts) -> None:
         calls = [
             call
-            for pair in pairs_from(batch)
-            for call in calls_of(pair, self._identities, self._spec.prompts)
+            for pair in pairs
+            for call in calls_of(
+                pair, self._identities, self._spec.prompts, redact=self._spec.redact
+            )
         ]
-        rows = await asyncio.gather(*(self._settle(call) for call in calls))
-        return pa.Table.from_pylist(rows, schema=OUTPUT)
+        groups: dict[tuple[str, str], list[tuple[Call, float | None]]] = {}
+        for call, place in zip(
+            calls, places_of([call.key for call in calls], self._keys), strict=True
+        ):
+            gap = None  # nothing on record
+            if place >= 0:
+                gap = float(self._gaps[place]) if len(self._gaps) else nan
+            elif prefix(call.key) in self._late:
+                gap = nan
+            groups.setdefault((call.prompt_id, call.teacher), []).append((call, gap))
+        await asyncio.gather(*(self._ask_group(group, counts) for group in groups.values()))
 
-    async def _settle(self, call: Call) -> dict[str, object]:
-        row = {"prompt_id": call.prompt_id, "teacher": call.teacher, "variant": call.variant}
-        if bytes.fromhex(call.key) in self._settled:
-            return row | {"outcome": str(Outcome.OK), "detail": "", "reused": True}
-        # the same texts may stand under another id: one call serves both
-        twin = self._under_way.get(call.key)
-        reused = twin is not None
-        if twin is None:
-            twin = self._under_way[call.key] = asyncio.ensure_future(self._ask(call))
-            twin.add_done_callback(lambda _: self._under_way.pop(call.key, None))
-        reply = await twin
-        return row | {"outcome": str(reply.outcome), "detail": reply.detail, "reused": reused}
+    async def _ask_group(self, group: list[tuple[Call, float | None]], counts: _Counts) -> None:
+        """The variants of one teacher on one pair; the gap stands with those on record."""
+        economy = self._spec.early_stop
+        first = needed_first(len(group)) if economy else len(group)
+        gaps = await asyncio.gather(*(self._ask(*item, counts) for item in group[:first]))
+        for index in range(first, len(group)):
+            call, known = group[index]
+            # a failed answer leaves the pair incomplete; the others are asked all the same, so that
+            # asking for the failed one again is all that is ever missing
+            sure = known is None and not any(map(isnan, gaps)) and economy is not None
+            if sure and settled(gaps, len(group), economy[1], economy[0]):
+                counts.add(call, Outcome.SKIPPED)
+            else:
+                gaps.append(await self._ask(call, known, counts))
 
-    async def _ask(self, call: Call) -> Reply:
-        chair = self._chairs[call.teacher]
-        async with chair.slots:
-            if chair.halted:
-                return Reply(Outcome.NOT_ATTEMPTED, detail=chair.halted)
-            try:
-                reply = await ask_until_settled(
-                    chair.teacher, call, self._spec.decoding, chair.segment.record
-                )
-            except Exception as error:  # a fault of ours or the disk's: stop, lose no sibling
-                chair.halted = f"{type(error).__name__}: {error}"
-                return Reply(Outcome.NOT_ATTEMPTED, detail=chair.halted)
-        if reply.outcome in SETTLED:
-            chair.failures_in_a_row = 0
-            self._settled.add(bytes.fromhex(call.key))
-            return reply
-        chair.failures_in_a_row += 1
-        if reply.outcome is Outcome.AUTH:
-            chair.halted = reply.detail
-        elif chair.failures_in_a_row >= self._spec.max_failures:
-            chair.halted = f"{chair.failures_in_a_row} calls in a row failed, last: {reply.detail}"
-        return reply
+    async def _ask(self, call: Call, known: float | None, counts: _Counts) -> float:
+        if known is not None:
+            counts.add(call, Outcome.OK, reused=True)
+            return known
+        reply = await self._chairs[call.teacher].ask(call)
+        counts.add(call, reply.outcome, reply.detail)
+        return gap_of(reply.outcome, reply.text) if self._spec.early_stop else nan
+
+    def _money_since(self) -> dict[str, float]:
+        spent = {name: chair.usd - self._usd[name] for name, chair in self._chairs.items()}
+        self._usd = {name: chair.usd for name, chair in self._chairs.items()}
+        return spent
+
+
+async def seat(spec: PanelSpec, desk: Any) -> dict[str, Chair]:
+    """Every teacher of the panel in its chair; the calling loop is theirs from then on."""
+    return {
+        teacher.name: make_chair(teacher, spec, make_teacher(teacher, spec.decoding), desk)
+        for teacher in spec.teachers
+    }

@@ -1,133 +1,170 @@
 """The journal: what was asked and what came back, the truth of the annotation stage.
 
-In: intents and replies of attempts. Out: the settled answers by call key. One file (a segment) for
-each writer, only ever appended to: an intent before the request, the result before anybody uses it.
-Invariant: a settled result that was flushed is found again, whatever was killed afterwards.
+In: intents and results of attempts. Out: the same, in order, checked. One file (a segment) for each
+writer, or one object a flush where files cannot grow. Each line carries a checksum over itself and
+all lines of its file before it. Invariant: a result whose `append` returned is found again,
+whatever was killed afterwards, and no byte of a line can change unseen.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import time
 import uuid
+import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from sp2dpo_ray.core.annotation import SETTLED
-from sp2dpo_ray.core.calls import Call
+from sp2dpo_ray.annotate.place import Folder, Place
 from sp2dpo_ray.errors import ArtifactError
-from sp2dpo_ray.teachers.base import Reply
 
-SEGMENTS = "*.jsonl"
+SUFFIX = ".jsonl"
+MERGED = "merged-"  # files that stand for others; their first line names those
+CHUNK_BYTES = 8 << 20
+TAIL = b',"crc":"%08x"}'
+TAIL_BYTES = len(TAIL % 0)
+
+Entry = dict[str, Any]
+
+
+def write_line(entry: Entry, crc: int) -> tuple[bytes, int]:
+    """One line and the checksum that the next line goes on from."""
+    # ensure_ascii: no text of any alphabet can break the line or the encoding
+    body = json.dumps(entry, separators=(",", ":"))[:-1].encode("ascii")
+    crc = zlib.crc32(body, crc)
+    return body + TAIL % crc + b"\n", crc
+
+
+def read_line(line: bytes, crc: int) -> tuple[Entry, int] | None:
+    """The entry of a line (without its line break), or None if it was altered."""
+    body, tail = line[:-TAIL_BYTES], line[-TAIL_BYTES:]
+    crc = zlib.crc32(body, crc)
+    return (json.loads(body + b"}"), crc) if tail == TAIL % crc else None
 
 
 class Segment:
-    """The file of one writer for one teacher; made at the first record."""
+    """The lines of one writer for one teacher; used from one event loop."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / f"{uuid.uuid4().hex}.jsonl"
+    def __init__(self, place: Place, teacher: str) -> None:
+        self._place = place
+        self._name = f"{teacher}/{uuid.uuid4().hex}"
         self._file: Any = None
+        self._crc = 0
+        self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
+        self._objects = 0
+        self._flusher: asyncio.Task[None] | None = None
 
-    def record(self, call: Call, attempt: int, reply: Reply | None) -> None:
-        """Append an intent (no reply) or a result, and hand it to the operating system."""
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace")
-        entry: dict[str, Any] = {
-            "kind": "intent" if reply is None else "result",
-            "key": call.key,
-            "prompt_id": call.prompt_id,
-            "teacher": call.teacher,
-            "variant": call.variant,
-            "attempt": attempt,
-            "time": time.time(),
-        }
-        if reply is not None:
-            entry |= {name: value for name, value in asdict(reply).items() if value is not None}
-        # ensure_ascii: a line break of any alphabet inside an answer cannot break the line
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+    async def append(self, entry: Entry) -> None:
+        """Return when the entry is out of this process's hands; raises OSError if it cannot be."""
+        if isinstance(self._place, Folder):
+            if self._file is None:
+                self._file = self._place.open_to_append(self._name + SUFFIX)
+            line, self._crc = write_line(entry, self._crc)
+            self._file.write(line)
+            return
+        written = asyncio.get_running_loop().create_future()
+        self._waiting.append((entry, written))
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._flush())
+        await written
+
+    async def _flush(self) -> None:
+        """Write what has gathered as one object, as long as there is something: a slow store gets
+        few large objects, a fast one many small ones."""
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            lines, crc = [], 0
+            for entry, _ in batch:
+                line, crc = write_line(entry, crc)
+                lines.append(line)
+            name = f"{self._name}-{self._objects:08d}{SUFFIX}"
+            self._objects += 1
+            try:
+                await asyncio.to_thread(self._place.put, name, b"".join(lines))
+            except Exception as error:
+                for _, written in batch:
+                    written.set_exception(error)
+            else:
+                for _, written in batch:
+                    written.set_result(None)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The end of a call as the journal holds it; `text` is empty where there was no answer."""
+@dataclass(slots=True)
+class _Reader:
+    """How far a file was read."""
 
-    key: str
-    outcome: str
-    text: str
-    detail: str
-    served_model: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
+    offset: int = 0
+    crc: int = 0
 
 
 class Journal:
-    """All segments below a folder, read further each time: what was read is not read again."""
+    """All segments of a place, or of one teacher's folder in it; what was read is not read again.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._read_to: dict[Path, int] = {}
+    stood_in_for: how far the files reach that a merged one stands for, and the checksum there.
+    """
+
+    def __init__(self, place: Place, folder: str = "") -> None:
+        self._place = place
+        self._folder = f"{folder}/" if folder else ""
+        self._readers: dict[str, _Reader] = {}
+        self.stood_in_for: dict[str, tuple[int, int]] = {}
         self.torn = 0
 
-    def new_entries(self) -> Iterator[dict[str, Any]]:
-        """Entries since the last call. A torn last line is left for later (a writer may be at it);
-        a broken line before the end is an ArtifactError with its place."""
+    def new_entries(self) -> Iterator[Entry]:
+        """Entries since the last call. A torn last line is left for later (its writer may be at it,
+        or died) and counted; an altered line is an ArtifactError with its place."""
         self.torn = 0
-        for path in sorted(self._folder.rglob(SEGMENTS)):
-            start = self._read_to.get(path, 0)
-            with path.open("rb") as file:
-                file.seek(start)
-                chunk = file.read()
-            whole, newline, rest = chunk.rpartition(b"\n")
-            self.torn += bool(rest)
-            self._read_to[path] = start + len(whole) + len(newline)
-            for line in whole.splitlines() if newline else ():
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    raise ArtifactError(
-                        f"{path}: a line was altered ({line[:60]!r}...); a journal is only ever "
-                        "appended to. Restore the file from a copy"
-                    ) from None
-
-    def settled_keys(self) -> set[bytes]:
-        """Keys of the calls settled since the last read."""
-        return {
-            bytes.fromhex(entry["key"])
-            for entry in self.new_entries()
-            if entry["kind"] == "result" and entry["outcome"] in SETTLED
+        files = {
+            name: size
+            for name, size in self._place.files(SUFFIX).items()
+            if name.startswith(self._folder)
         }
+        merged = [name for name in files if MERGED in name and name not in self._readers]
+        for name in merged:
+            for entry in self._peek(name):
+                self.stood_in_for |= {n: tuple(end) for n, end in entry["replaces"].items()}
+        for name, size in files.items():
+            if name not in self._readers:
+                self._readers[name] = _Reader(*self.stood_in_for.get(name, (0, 0)))
+            if size > self._readers[name].offset:
+                yield from self._read(name, self._readers[name])
+
+    def position(self, name: str) -> tuple[int, int]:
+        """How far a file was read, and the checksum there."""
+        reader = self._readers[name]
+        return reader.offset, reader.crc
+
+    def _peek(self, name: str) -> Iterator[Entry]:
+        with self._place.open(name) as file:
+            line, newline, _ = file.read(CHUNK_BYTES).partition(b"\n")
+        read = read_line(line, 0) if newline else None
+        if read is None or read[0].get("kind") != "merged":
+            raise ArtifactError(f"{self._place}/{name}: its first line was altered{MEND}")
+        yield read[0]
+
+    def _read(self, name: str, reader: _Reader) -> Iterator[Entry]:
+        with self._place.open(name) as file:
+            file.seek(reader.offset)
+            rest = b""
+            while chunk := file.read(CHUNK_BYTES):
+                lines = (rest + chunk).split(b"\n")
+                rest = lines.pop()
+                for line in lines:
+                    read = read_line(line, reader.crc)
+                    if read is None:
+                        raise ArtifactError(
+                            f"{self._place}/{name}: the line at byte {reader.offset} was altered "
+                            f"({line[:60]!r}...){MEND}"
+                        )
+                    entry, reader.crc = read
+                    reader.offset += len(line) + 1
+                    yield entry
+        self.torn += bool(rest)
 
 
-def recorded_results(folder: Path) -> dict[str, Result]:
-    """What is on record of every call, by key: its first settled answer, else its last failure."""
-    best: dict[str, tuple[tuple[bool, float], Result]] = {}
-    for entry in Journal(folder).new_entries():
-        if entry["kind"] != "result":
-            continue
-        settled = entry["outcome"] in SETTLED
-        # where two actors raced, the answer recorded first counts
-        rank = (settled, -entry["time"] if settled else entry["time"])
-        known = best.get(entry["key"])
-        if known is None or rank > known[0]:
-            best[entry["key"]] = (rank, _result(entry))
-    return {key: result for key, (_, result) in best.items()}
-
-
-def _result(entry: dict[str, Any]) -> Result:
-    return Result(
-        key=entry["key"],
-        outcome=entry["outcome"],
-        text=entry.get("text", ""),
-        detail=entry.get("detail", ""),
-        served_model=entry.get("served_model"),
-        prompt_tokens=entry.get("prompt_tokens"),
-        completion_tokens=entry.get("completion_tokens"),
-    )
+MEND = "; a journal is only ever appended to. Restore the file from a copy"

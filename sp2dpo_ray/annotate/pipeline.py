@@ -1,119 +1,160 @@
-"""The annotation pipeline: Ray Data over the pairs, a pool of panel actors, one row a call.
+"""The annotation pipeline: Ray Data streams the pairs through a pool of panel actors.
 
-In: pairs, the panel, the journal folder. Out: what happened, counted; the answers are in the
-journal. Invariant: a call that the journal holds as settled is not made again.
+In: files of pairs, the panel, what the journal holds. Out: what happened, counted; the answers are
+in the journal. Pairs are read, asked about and forgotten block by block, so memory does not grow
+with their number. Invariant: a call that the journal holds as settled is not made again.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from sp2dpo_ray.annotate.actor import PanelActor, PanelSpec
+from sp2dpo_ray.annotate.record import Record
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
-from sp2dpo_ray.errors import Sp2dpoError, TeacherStopped
-from sp2dpo_ray.teachers.catalogue import make_teacher
+from sp2dpo_ray.errors import Stopped, TeacherStopped
 
 ACTOR_CPUS = 0.25  # an actor mostly waits for answers
-BATCHES_AT_ONCE = 4  # per actor, so that one slow answer does not hold up the next pairs
+READER_CPUS = 0.25
+LEAST_BATCHES_AT_ONCE = 4  # per actor, so that one slow answer does not hold up the next pairs
+BLOCK_BYTES = 8 << 20  # of pairs, read ahead of the actors
+Progress = Callable[[str, int, str], None]  # teacher, calls since, note
 HALTED = frozenset({Outcome.AUTH, Outcome.NOT_ATTEMPTED})
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of one run of the stage."""
+    """Counts of one run of the stage, by teacher."""
 
-    made: int = 0
-    reused: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
+    made: Counter[str] = field(default_factory=Counter)
+    reused: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    usd: dict[str, float] = field(default_factory=dict)
+    outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     seconds: float = 0.0
-    failures: dict[str, str] = field(default_factory=dict)  # teacher -> the last failure's words
 
+    def add(self, row: dict[str, Any]) -> None:
+        """One row of what an actor sends (`actor.OUTPUT`)."""
+        teacher, outcome, calls = row["teacher"], Outcome(row["outcome"]), row["calls"]
+        if row["reused"]:
+            self.reused[teacher] += calls
+        elif outcome is Outcome.SKIPPED:
+            self.skipped[teacher] += calls
+        else:
+            if outcome not in (Outcome.NOT_ATTEMPTED, Outcome.BUDGET_STOP):
+                self.made[teacher] += calls
+            self.outcomes.setdefault(teacher, Counter())[outcome] += calls
+        self.usd[teacher] = self.usd.get(teacher, 0.0) + row["usd"]
 
-def check_teachers(spec: PanelSpec) -> None:
-    """Make every teacher once where calls are made, before any call is paid.
+    def take(self, rows: list[dict[str, Any]], progress: Progress) -> None:
+        """Count rows and show them; raises Stopped for what must end the stage."""
+        for row in rows:
+            self.add(row)
+            progress(row["teacher"], row["calls"], self.note(row["teacher"]))
+        for row in rows:
+            if not row["reused"]:
+                _stop_for(row)
 
-    Raises ConfigError for a missing key, package or option. Keys lie on the machines that call, so
-    asking the driver would be asking the wrong one.
-    """
-    try:
-        ray.get(ray.remote(num_cpus=ACTOR_CPUS)(_make_teachers).remote(spec))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, Sp2dpoError):
-            raise error.cause from None
-        raise
-
-
-def _make_teachers(spec: PanelSpec) -> None:
-    for teacher in spec.teachers:
-        make_teacher(teacher, spec.decoding)
+    def note(self, teacher: str) -> str:
+        """What a person wants to see of one teacher beside the bar."""
+        rate = self.made[teacher] / max(self.seconds, 1e-9)
+        parts = [f"{rate:,.1f}/s"]
+        if self.usd.get(teacher):
+            parts.append(f"${self.usd[teacher]:,.2f}")
+        if self.reused[teacher]:
+            parts.append(f"{self.reused[teacher]:,} on record")
+        if self.skipped[teacher]:
+            parts.append(f"{self.skipped[teacher]:,} skipped")
+        others = {k: v for k, v in self.outcomes.get(teacher, {}).items() if k != Outcome.OK}
+        parts += [f"{count:,} {outcome}" for outcome, count in sorted(others.items())]
+        return ", ".join(parts)
 
 
 def annotate(
-    pairs: pa.Table,
+    files: list[Path],
     spec: PanelSpec,
+    record: Record,
+    desk: Any,
     *,
     pairs_per_batch: int,
-    progress: Callable[[int, str], None],
-) -> Tally:
-    """Ask for every call of `pairs` that the journal does not hold yet.
+    progress: Progress,
+    tally: Tally,
+) -> None:
+    """Ask for every call of the pairs in `files` that is not on record yet.
 
-    progress(calls, note) is told each time that calls are done. Raises TeacherStopped when a
-    teacher refuses us or keeps failing; what was answered by then is in the journal.
+    progress(teacher, calls, note) is told each time that calls are done. Raises TeacherStopped when
+    a teacher refuses us or keeps failing, Stopped when the budget is used up; what was answered by
+    then is in the journal.
     """
+    start = time.perf_counter()
+    with _patient_small_blocks():
+        for batch in _stream(files, spec, record, desk, pairs_per_batch):
+            tally.seconds = time.perf_counter() - start
+            tally.take(batch.to_pylist(), progress)
+
+
+@contextmanager
+def _patient_small_blocks() -> Iterator[None]:
+    """Settings of Ray Data for this pipeline alone."""
+    context = DataContext.get_current()
+    before = (context.execution_no_progress_timeout_s, context.target_max_block_size)
     # a quota pause may last longer than Ray Data's patience with a silent pipeline
-    DataContext.get_current().execution_no_progress_timeout_s = -1
-    data = ray.data.from_arrow(pairs.select([f.name for f in PAIR_FIELDS])).repartition(
-        target_num_rows_per_block=pairs_per_batch
-    )
-    rows = data.map_batches(
+    context.execution_no_progress_timeout_s = -1
+    context.target_max_block_size = BLOCK_BYTES
+    try:
+        yield
+    finally:
+        context.execution_no_progress_timeout_s, context.target_max_block_size = before
+
+
+def _stream(
+    files: list[Path], spec: PanelSpec, record: Record, desk: Any, pairs_per_batch: int
+) -> Any:
+    pairs = ray.data.read_parquet([str(path) for path in files], num_cpus=READER_CPUS)
+    pairs = pairs.select_columns([field.name for field in PAIR_FIELDS])
+    calls_at_once = max(t.limits.in_flight for t in spec.teachers) // spec.actors
+    at_once = -(-2 * calls_at_once // (pairs_per_batch * len(spec.prompts.systems)))
+    at_once = max(LEAST_BATCHES_AT_ONCE, at_once)
+    rows = pairs.repartition(target_num_rows_per_block=pairs_per_batch).map_batches(
         PanelActor,
-        fn_constructor_args=(spec,),
+        fn_constructor_args=(spec, ray.put(record.keys), ray.put(record.gaps), desk),
         batch_size=pairs_per_batch,
         batch_format="pyarrow",
         num_cpus=ACTOR_CPUS,
         compute=ActorPoolStrategy(
             size=spec.actors,
-            max_tasks_in_flight_per_actor=BATCHES_AT_ONCE,
-            max_concurrent_calls_per_actor=BATCHES_AT_ONCE,
+            max_tasks_in_flight_per_actor=at_once,
+            max_concurrent_calls_per_actor=at_once,
             enable_true_multi_threading=True,
         ),
     )
-    tally, start = Tally(), time.perf_counter()
-    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-        _count(batch, tally)
-        tally.seconds = time.perf_counter() - start
-        rate = tally.made / max(tally.seconds, 1e-9)
-        progress(batch.num_rows, f"{rate:,.0f} calls/s, {tally.reused:,} from the journal")
-        stopped = [name for name in tally.failures if tally.failures[name]]
-        if stopped and _halted(batch):
-            name = stopped[0]
-            raise TeacherStopped(
-                f"teacher {name}: {tally.failures[name]}\n"
-                f"{tally.made:,} calls of this run are recorded and will not be made again. "
-                "Mend the cause, then run the same command: it goes on from here"
-            )
-    return tally
+    return rows.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _halted(batch: pa.Table) -> bool:
-    return any(Outcome(outcome) in HALTED for outcome in batch["outcome"].to_pylist())
+GO_ON = (
+    "What was answered is recorded and will not be asked again. {mend}, then run the same command: "
+    "it goes on from here"
+)
 
 
-def _count(batch: pa.Table, tally: Tally) -> None:
-    for row in batch.to_pylist():
-        outcome = Outcome(row["outcome"])
-        if row["reused"]:
-            tally.reused += 1
-        else:
-            tally.made += outcome is not Outcome.NOT_ATTEMPTED
-            tally.outcomes[row["outcome"]] += 1
-        if outcome in HALTED:
-            tally.failures[row["teacher"]] = row["detail"]
+def _stop_for(row: dict[str, Any]) -> None:
+    outcome = Outcome(row["outcome"])
+    if outcome is Outcome.BUDGET_STOP:
+        raise Stopped(
+            "budget.usd has no room for another call: calls in flight are counted at the most they "
+            f"can cost. {GO_ON.format(mend='Raise budget.usd')}"
+        )
+    if outcome in HALTED:
+        raise TeacherStopped(
+            f"teacher {row['teacher']}: {row['detail']}\n{GO_ON.format(mend='Mend the cause')}"
+        )

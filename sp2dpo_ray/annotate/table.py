@@ -1,81 +1,150 @@
 """The annotations table: every expected call, with what the journal holds of it, read strictly.
 
-In: pairs, the panel, the journal's results. Out: rows of ANNOTATION_SCHEMA. Pure, apart
-from the results handed in: publishing twice from one journal gives identical bytes.
+In: pairs, the panel, the answers of a journal. Out: rows of ANNOTATION_SCHEMA, a chunk of pairs at
+a time. Invariant: the rows depend on the pairs, the panel and the answers alone, so publishing
+twice from one journal gives identical bytes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import isnan
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from sp2dpo_ray.annotate.journal import Result
+from sp2dpo_ray.annotate.record import Answer, Answers
 from sp2dpo_ray.core.annotation import Outcome, read_answer
-from sp2dpo_ray.core.calls import TeacherIdentity, calls_of
-from sp2dpo_ray.core.pairs import pairs_from
+from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
+from sp2dpo_ray.core.economy import settled
+from sp2dpo_ray.core.ensemble import LinearMap
+from sp2dpo_ray.core.pairs import PAIR_FIELDS, Pair, pairs_from
 from sp2dpo_ray.core.prompts import PromptSet
+from sp2dpo_ray.core.redaction import redact_pair
 from sp2dpo_ray.core.schedule import ANNOTATION_SCHEMA
 
+PAIRS_AT_ONCE = 2_000
+Row = dict[str, Any]
 
-def annotations_table(
-    pairs_by_split: dict[str, pa.Table],
-    teachers: tuple[TeacherIdentity, ...],
-    prompts: PromptSet,
-    results: dict[str, Result],
-) -> pa.Table:
-    """One row for each (pair, teacher, variant), in the order of the pairs."""
-    rows = [
-        {
-            "prompt_id": call.prompt_id,
-            "split": split,
-            "teacher": call.teacher,
-            "variant": call.variant,
-            "key": call.key,
-            **_reading(results.get(call.key)),
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Which calls a complete table has, and which of them may be missing.
+
+    early_stop: tolerance and map of the economy mode, or None.
+    """
+
+    teachers: tuple[TeacherIdentity, ...]
+    prompts: PromptSet
+    redact: bool = False
+    early_stop: tuple[float, LinearMap] | None = None
+
+
+@dataclass(slots=True)
+class Completeness:
+    """Outcomes over all calls, pairs with and without a whole set of answers, what was masked."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    pairs_complete: int = 0
+    pairs_incomplete: int = 0
+    redacted: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rows: list[Row], calls_a_pair: int) -> None:
+        self.outcomes.update(row["outcome"] for row in rows)
+        for start in range(0, len(rows), calls_a_pair):
+            pair = rows[start : start + calls_a_pair]
+            complete = all(row["outcome"] in (Outcome.OK, Outcome.SKIPPED) for row in pair)
+            self.pairs_complete += complete
+            self.pairs_incomplete += not complete
+
+    @property
+    def summary(self) -> Row:
+        return {
+            "outcomes": dict(sorted(self.outcomes.items())),
+            "pairs_complete": self.pairs_complete,
+            "pairs_incomplete": self.pairs_incomplete,
         }
-        for split, pairs in pairs_by_split.items()
-        for pair in pairs_from(pairs)
-        for call in calls_of(pair, teachers, prompts)
-    ]
-    return pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA)
 
 
-def _reading(result: Result | None) -> dict[str, object]:
-    if result is None:
-        return {"outcome": str(Outcome.NOT_ATTEMPTED), "detail": "nothing on record"}
-    columns: dict[str, object] = {
-        "outcome": result.outcome,
-        "detail": result.detail,
-        "text": result.text,
-        "served_model": result.served_model,
-        "prompt_tokens": result.prompt_tokens,
-        "completion_tokens": result.completion_tokens,
+def pair_chunks(path: Path) -> Iterator[list[Pair]]:
+    """The pairs of a file, so many at a time."""
+    columns = [field.name for field in PAIR_FIELDS]
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=PAIRS_AT_ONCE, columns=columns):
+        yield pairs_from(pa.Table.from_batches([batch]))
+
+
+def write_annotations(
+    path: Path, files: dict[str, Path], expected: Expected, answers: Answers
+) -> Completeness:
+    """One row for each (pair, teacher, variant), in the order of the pairs; `files` by split."""
+    whole = Completeness()
+    calls_a_pair = len(expected.teachers) * len(expected.prompts.systems)
+    with pq.ParquetWriter(path, ANNOTATION_SCHEMA, compression="zstd") as writer:
+        for split, file in files.items():
+            for pairs in pair_chunks(file):
+                rows = _rows(split, pairs, expected, answers, whole.redacted)
+                whole.add(rows, calls_a_pair)
+                writer.write_table(pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA))
+    return whole
+
+
+def _rows(
+    split: str, pairs: list[Pair], expected: Expected, answers: Answers, redacted: Counter[str]
+) -> list[Row]:
+    if expected.redact:
+        masked = [redact_pair(pair) for pair in pairs]
+        pairs = [pair for pair, _ in masked]
+        for _, found in masked:
+            redacted.update(found)
+            redacted["pairs"] += bool(found)
+    calls = [c for pair in pairs for c in calls_of(pair, expected.teachers, expected.prompts)]
+    found_answers = answers.get([call.key for call in calls])
+    rows = [_row(split, call, found_answers.get(call.key)) for call in calls]
+    if expected.early_stop is not None:
+        variants = len(expected.prompts.systems)
+        for start in range(0, len(rows), variants):
+            _mark_skipped(rows[start : start + variants], *expected.early_stop)
+    return rows
+
+
+def _row(split: str, call: Call, answer: Answer | None) -> Row:
+    row: Row = {
+        "prompt_id": call.prompt_id,
+        "split": split,
+        "teacher": call.teacher,
+        "variant": call.variant,
+        "key": call.key,
     }
-    if result.outcome != Outcome.OK:
-        return columns
-    reading = read_answer(result.text)
-    columns |= {"outcome": str(reading.outcome), "detail": reading.detail}
+    if answer is None:
+        return row | {"outcome": str(Outcome.NOT_ATTEMPTED), "detail": "nothing on record"}
+    row |= {
+        "outcome": answer.outcome,
+        "detail": answer.detail,
+        "text": answer.text,
+        "served_model": answer.served_model,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+    }
+    if answer.outcome != Outcome.OK:
+        return row
+    reading = read_answer(answer.text)
+    row |= {"outcome": str(reading.outcome), "detail": reading.detail}
     if reading.annotation is not None:
-        columns["category"] = str(reading.annotation.category)
-        columns["magnitude"] = reading.annotation.magnitude
-        columns["confidence"] = reading.annotation.confidence
-    return columns
+        row["category"] = str(reading.annotation.category)
+        row["magnitude"] = reading.annotation.magnitude
+        row["confidence"] = reading.annotation.confidence
+    return row
 
 
-def completeness(annotations: pa.Table) -> dict[str, object]:
-    """Outcomes over all calls, and how many pairs have a valid answer to every call."""
-    outcomes = Counter(annotations["outcome"].to_pylist())
-    seen = set(annotations["prompt_id"].to_pylist())
-    faulty = {
-        prompt_id
-        for prompt_id, outcome in zip(
-            annotations["prompt_id"].to_pylist(), annotations["outcome"].to_pylist(), strict=True
-        )
-        if outcome != Outcome.OK
-    }
-    return {
-        "outcomes": dict(sorted(outcomes.items())),
-        "pairs_complete": len(seen) - len(faulty),
-        "pairs_incomplete": len(faulty),
-    }
+def _mark_skipped(rows: list[Row], eps: float, beta_of: LinearMap) -> None:
+    """Mark the calls of one teacher on one pair that were not made since they could not matter."""
+    missing = [row for row in rows if row["outcome"] == Outcome.NOT_ATTEMPTED]
+    known = [row for row in rows if row["outcome"] != Outcome.NOT_ATTEMPTED]
+    gaps = [row.get("magnitude", float("nan")) * row.get("confidence", 0.0) for row in known]
+    if missing and not any(map(isnan, gaps)) and settled(gaps, len(rows), beta_of, eps):
+        for row in missing:
+            row |= {"outcome": str(Outcome.SKIPPED), "detail": f"moves beta by {eps:g} at most"}

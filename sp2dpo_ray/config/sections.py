@@ -9,20 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from sp2dpo_ray.config.panel import (
+    AnnotateSection,
+    BudgetSection,
+    DecodingSection,
+    PromptsSection,
+    Section,
+    TeacherSection,
+)
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.core.schedule import ENSEMBLE
 from sp2dpo_ray.errors import ConfigError
-
-NAME = r"[a-z][a-z0-9]*"
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys refused, values fixed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class RunSection(Section):
@@ -58,68 +58,8 @@ class DataSection(Section):
     """Share of the prompts that is never trained on."""
     eval_limit: int | None = Field(None, ge=1)
     """Keep the first so many clean pairs of `eval_source`."""
-
-
-class LimitsSection(Section):
-    in_flight: int = Field(64, ge=1)
-    """Requests that may wait for an answer at the same time, over all actors."""
-
-
-class TeacherSection(Section):
-    name: Annotated[str, Field(pattern=f"^{NAME}$")]
-    """Short name, part of column names: lower-case letters and digits."""
-    provider: Literal["openai", "offline", "scripted"]
-    """`openai`: any OpenAI-compatible endpoint. `offline`: rules on the text, no network.
-    `scripted`: answers from a file, for tests."""
-    model: str
-    """Model id as the provider knows it."""
-    base_url: str | None = None
-    """Endpoint, where it is not the provider's own."""
-    api_key_env: str | None = None
-    """Environment variable that holds the key, on the machine that calls."""
-    limits: LimitsSection = LimitsSection()
-    options: dict[str, Any] = {}
-    """Provider-specific options of a request; null drops a default one."""
-
-    @model_validator(mode="after")
-    def _no_secret(self) -> TeacherSection:
-        # the configuration is published with every run, so a key must not be able to get into it
-        if self.base_url and "@" in self.base_url:
-            raise ValueError("base_url must hold no credentials; use api_key_env")
-        if secret := {"api_key", "extra_headers", "headers"} & self.options.keys():
-            raise ValueError(f"options must not hold {sorted(secret)}; use api_key_env")
-        return self
-
-
-class PromptsSection(Section):
-    variants: tuple[Annotated[str, Field(pattern=f"^{NAME}$")], ...] = ("v1", "v2", "v3")
-    """Prompt perspectives; each has a text of that name."""
-    dir: str | None = None
-    """Folder with `user.txt` and `<variant>.txt`, in place of the bundled texts."""
-
-
-class DecodingSection(Section):
-    temperature: float = Field(0.1, ge=0)
-    top_p: float = Field(0.8, gt=0, le=1)
-    max_output_tokens: int = Field(64, ge=1)
-    seed: int | None = 42
-    timeout_s: float = Field(180, gt=0)
-    """Longest time that one attempt may take."""
-    retries: int = Field(3, ge=0)
-    """Attempts after the first, for failures that may pass."""
-    retry_base_s: float = Field(5, gt=0)
-    """Scale of the waiting time, which doubles with each retry and is drawn from [0, scale]."""
-
-
-class AnnotateSection(Section):
-    actors: int = Field(2, ge=1)
-    """Processes that call teachers."""
-    pairs_per_batch: int = Field(16, ge=1)
-    """Pairs that an actor works on at a time."""
-    evaluation: bool = True
-    """Annotate the evaluation pairs too, so that results can be told by category."""
-    max_failures: int = Field(25, ge=1)
-    """Calls in a row that may fail on one teacher before the stage stops."""
+    external: bool = True
+    """Whether the pairs may be sent to somebody else's API; false refuses every API teacher."""
 
 
 class MappingSection(Section):
@@ -241,6 +181,7 @@ class Config(Section):
     prompts: PromptsSection = PromptsSection()
     decoding: DecodingSection = DecodingSection()
     annotate: AnnotateSection = AnnotateSection()
+    budget: BudgetSection = BudgetSection()
     mapping: MappingSection = MappingSection()
     ensemble: EnsembleSection = EnsembleSection()
     student: StudentSection = StudentSection()
@@ -268,6 +209,27 @@ class Config(Section):
             *(("sweep.arms", a) for a in self.sweep.arms),
         ):
             self._check_arm(where, arm, teachers, variants)
+        return self
+
+    @model_validator(mode="after")
+    def _may_leave(self) -> Config:
+        outside = [teacher for teacher in self.teachers if teacher.external]
+        if outside and not self.data.external:
+            names = [f"{teacher.name} ({teacher.provider})" for teacher in outside]
+            raise ValueError(
+                "data.external: false keeps these pairs on your own machines, but the teachers "
+                f"{names} are APIs; use other teachers, or data.external: true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _priced(self) -> Config:
+        unknown = [t.name for t in self.teachers if t.external and not t.price.known]
+        if self.budget.usd is not None and unknown:
+            raise ValueError(
+                f"budget.usd needs the prices of all API teachers; teachers {unknown} have none: "
+                "price: {input: ..., output: ..., as_of: YYYY-MM-DD}"
+            )
         return self
 
     @staticmethod

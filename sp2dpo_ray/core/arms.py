@@ -64,7 +64,8 @@ class Arm:
             beta = known.get(name)
             if beta is None or not (np.isfinite(beta) and beta > 0):
                 raise DataError(
-                    f"pair {name}: {self.column} must be a positive number, it is {beta}"
+                    f"pair {name}: {self.column} must be a positive number, it is {beta}; a column "
+                    "is empty where annotate.early_stop skipped its calls"
                 )
         return np.array([known[name] for name in ids], dtype=np.float64)
 

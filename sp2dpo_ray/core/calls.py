@@ -14,6 +14,7 @@ from sp2dpo_ray.core.annotation import ANSWER_SCHEMA
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.prompts import Message, PromptSet
+from sp2dpo_ray.core.redaction import redact_pair
 
 # raised when the meaning of a call changes without its messages or options changing
 PROTOCOL_VERSION = 1
@@ -59,9 +60,14 @@ def call_key(teacher: TeacherIdentity, messages: list[Message]) -> str:
 
 
 def calls_of(
-    pair: Pair, teachers: tuple[TeacherIdentity, ...], prompts: PromptSet
+    pair: Pair, teachers: tuple[TeacherIdentity, ...], prompts: PromptSet, *, redact: bool = False
 ) -> Iterator[Call]:
-    """All calls of one pair, teacher by teacher, variant by variant."""
+    """All calls of one pair, teacher by teacher, variant by variant.
+
+    redact: mask what redaction finds; the key is that of the masked text, which is what is sent.
+    """
+    if redact:
+        pair, _ = redact_pair(pair)
     rendered = {variant: prompts.messages(variant, pair) for variant in prompts.systems}
     for teacher in teachers:
         for variant, messages in rendered.items():

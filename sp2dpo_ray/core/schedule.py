@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sp2dpo_ray.core import ensemble
+from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.ensemble import Floats
 from sp2dpo_ray.core.hashing import uniform_draws
 from sp2dpo_ray.core.taxonomy import CATEGORIES, majority_vote
@@ -86,7 +87,10 @@ def build_schedule(
     # comparisons with NaN are false, so a missing number is invalid too
     in_range = (magnitude >= 0) & (magnitude <= 1) & (confidence >= 0) & (confidence <= 1)
     valid = (grid.category_NJK >= 0) & in_range
-    complete = np.asarray(valid.all(axis=(1, 2)))
+    # a call that economy mode skipped is missing by intention: its columns are empty
+    skipped: NDArray[np.bool_] = np.equal(grid.outcome_NJK, str(Outcome.SKIPPED))
+    answered = valid.any(axis=2).all(axis=1)
+    complete = np.asarray((valid | skipped).all(axis=2).all(axis=1) & answered)
     whole = _Grid(
         [name for name, keep in zip(grid.ids, complete, strict=True) if keep],
         grid.category_NJK[complete],
@@ -95,7 +99,7 @@ def build_schedule(
         grid.outcome_NJK[complete],
     )
     table, diagnostics = _columns(whole, panel, beta_of)
-    return Schedule(table, diagnostics, _excluded(grid, panel, valid, complete))
+    return Schedule(table, diagnostics, _excluded(grid, panel, valid | skipped, complete))
 
 
 def _dense(annotations: pa.Table, panel: Panel) -> _Grid:
@@ -144,7 +148,7 @@ def _columns(
     beta = beta_of(gap)
     gap_ens = ensemble.median_over_prompts(gap)
     beta_ens = beta_of(gap_ens)
-    names = np.array([str(category) for category in CATEGORIES], dtype=object)
+    names = np.array([*map(str, CATEGORIES), None], dtype=object)  # code -1: not asked
     ids = pa.array(grid.ids, pa.string())
     columns: dict[str, object] = {
         "prompt_id": ids,
@@ -154,10 +158,10 @@ def _columns(
         for k, variant in enumerate(panel.variants):
             tail = f"{teacher}_{variant}"
             columns[f"category_{tail}"] = _text(names[grid.category_NJK[:, j, k]])
-            columns[f"magnitude_{tail}"] = grid.magnitude_NJK[:, j, k]
-            columns[f"confidence_{tail}"] = grid.confidence_NJK[:, j, k]
-            columns[f"effective_gap_{tail}"] = gap[:, j, k]
-            columns[f"beta_{tail}"] = beta[:, j, k]
+            columns[f"magnitude_{tail}"] = _numbers(grid.magnitude_NJK[:, j, k])
+            columns[f"confidence_{tail}"] = _numbers(grid.confidence_NJK[:, j, k])
+            columns[f"effective_gap_{tail}"] = _numbers(gap[:, j, k])
+            columns[f"beta_{tail}"] = _numbers(beta[:, j, k])
     votes = np.empty((num_pairs, len(panel.teachers)), dtype=np.int64)
     for j, teacher in enumerate(panel.teachers):
         votes[:, j], tie = majority_vote(grid.category_NJK[:, j, :])
@@ -166,7 +170,8 @@ def _columns(
         columns[f"effective_gap_{teacher}_{ENSEMBLE}"] = gap_ens[:, j]
         columns[f"beta_{teacher}_{ENSEMBLE}"] = beta_ens[:, j]
     for k, variant in enumerate(panel.variants):
-        columns[f"beta_annotators_mean_{variant}"] = ensemble.mean_over_teachers(beta[:, :, k])
+        means = ensemble.mean_over_teachers(beta[:, :, k])
+        columns[f"beta_annotators_mean_{variant}"] = _numbers(means)
     columns[f"beta_annotators_mean_{ENSEMBLE}"] = ensemble.mean_over_teachers(beta_ens)
     low, high = beta_of(np.array([0.0, 1.0]))
     draws = uniform_draws(grid.ids, seed=RANDOM_SEED, purpose="beta_random")
@@ -186,6 +191,11 @@ def _columns(
         "teacher_mad": ensemble.teacher_mad(beta_ens),
     }
     return pa.table(columns), pa.table(diagnostics)
+
+
+def _numbers(values: Floats) -> pa.Array:
+    """A column of numbers, empty where there is none."""
+    return pa.array(values, pa.float64(), from_pandas=True)
 
 
 def _text(values: NDArray[np.object_]) -> pa.Array:

@@ -115,7 +115,10 @@ def _table(rows: list[dict[str, Any]], path: Path) -> pa.Table:
         try:
             columns[name] = pa.array([row.get(name) for row in rows])
         except (pa.ArrowException, UnicodeEncodeError) as error:
-            raise DataError(f"{path}: column {name!r} mixes kinds of values: {error}") from error
+            raise DataError(
+                f"{path}: column {name!r} mixes kinds of values, or holds text that is no valid "
+                f"Unicode: {error}"
+            ) from error
     return pa.table(columns)
 
 

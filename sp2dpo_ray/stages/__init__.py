@@ -25,6 +25,7 @@ OBJECT_STORE_BYTES = 1 << 30  # for a Ray of our own; the default takes a third 
 class Stage:
     """A row of the table of stages; `place` is imported when the stage runs, since a machine that
     only annotates has no torch, and one that only trains has no SDK. `extra` brings its packages.
+    writes: whether it changes the run folder, and so must be alone in it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Stage:
     needs_ray: bool
     extra: str
     title: str
+    writes: bool = True
 
     def __call__(self, run: Run) -> Summary:
         module, _, function = self.place.partition(":")
@@ -52,6 +54,12 @@ STAGES: dict[str, Stage] = {
               "Find the student model, or make the tiny one."),
         Stage("annotate", "sp2dpo_ray.stages.annotate:annotate", True, "annotate",
               "Ask the teachers about every pair; what is on record is not asked again."),
+        Stage("plan", "sp2dpo_ray.stages.plan:plan", False, "annotate",
+              "What annotation would still ask and cost; asks nothing.", writes=False),
+        Stage("compact", "sp2dpo_ray.stages.compact:compact", False, "annotate",
+              "Merge the journal's many files into one a teacher."),
+        Stage("doctor", "sp2dpo_ray.stages.doctor:doctor", False, "annotate",
+              "What is here, what is missing, and whether each teacher answers.", writes=False),
         Stage("schedule", "sp2dpo_ray.stages.schedule:schedule", False, "",
               "Turn the annotations into one beta for each pair."),
         Stage("reference", "sp2dpo_ray.stages.reference:reference", True, "train",
@@ -62,6 +70,11 @@ STAGES: dict[str, Stage] = {
               "Write the page that shows the run."),
     )
 }  # fmt: skip
+
+WHOLE_RUN = Stage(
+    "run", "sp2dpo_ray.stages:run_all", True, "all",
+    "All stages in order, every arm of sweep.arms, and the page.",
+)  # fmt: skip
 
 
 def missing(error: ModuleNotFoundError, what: str, extra: str) -> ConfigError:

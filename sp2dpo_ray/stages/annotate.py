@@ -1,77 +1,138 @@
 """Stage `annotate`: ask the panel about every pair that the journal does not know the answers of.
 
-In: `pairs/`, the teachers. Out: `journal/` (every attempt) and `annotations/` (one row a call).
+In: `pairs/`, the teachers. Out: the journal (every attempt) and `annotations/` (one row a call).
 Invariant: the annotations table is made from the journal alone.
 """
 
 from __future__ import annotations
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections import Counter
+from typing import Any
 
-from sp2dpo_ray.annotate.actor import PanelSpec
-from sp2dpo_ray.annotate.journal import Journal, recorded_results
+from sp2dpo_ray.annotate.batches import Order, rows_of, start_batches
+from sp2dpo_ray.annotate.desk import open_desk
+from sp2dpo_ray.annotate.journal import Journal
+from sp2dpo_ray.annotate.limiter import limiter_of
+from sp2dpo_ray.annotate.pipeline import Tally
 from sp2dpo_ray.annotate.pipeline import annotate as ask_panel
-from sp2dpo_ray.annotate.pipeline import check_teachers
-from sp2dpo_ray.annotate.table import annotations_table, completeness
-from sp2dpo_ray.console import bar
-from sp2dpo_ray.core.annotation import SETTLED
+from sp2dpo_ray.annotate.preflight import preflight
+from sp2dpo_ray.annotate.record import Answers, Record, read_record
+from sp2dpo_ray.annotate.table import pair_chunks, write_annotations
+from sp2dpo_ray.console import bars, say
+from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.artifact import publish
-from sp2dpo_ray.core.files import ANNOTATIONS, EVAL, TRAIN
-from sp2dpo_ray.core.pairs import PAIR_FIELDS
-from sp2dpo_ray.core.prompts import load_prompts
+from sp2dpo_ray.core.files import ANNOTATIONS, TRAIN
+from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.run import Run, Summary
-from sp2dpo_ray.teachers.base import identity
+from sp2dpo_ray.stages.panel import Panel, panel_of
+from sp2dpo_ray.teachers.catalogue import settings_of
+
+FINAL = SETTLED | {Outcome.SKIPPED}
 
 
 def annotate(run: Run) -> Summary:
     """Ask the panel about every pair, as far as the journal does not know the answers."""
-    config = run.config
-    prompts = load_prompts(config.prompts.variants, config.prompts.dir)
-    identities = tuple(identity(teacher, config.decoding) for teacher in config.teachers)
-    settings = {
-        "teachers": [[i.name, i.provider, i.model, i.decoding] for i in identities],
-        "prompts": prompts.digest,
-        "evaluation": config.annotate.evaluation,
-    }
-    provenance = run.provenance("annotate", settings, {"prepare": run.path("pairs")})
+    panel = panel_of(run)
+    provenance = run.provenance("annotate", panel.settings, {"prepare": run.path("pairs")})
     done = run.finished(run.path("annotations"), provenance)
-    if done and SETTLED.issuperset(done.summary["outcomes"]):
+    if done and FINAL.issuperset(done.summary["outcomes"]):
         return done.summary | {
             "reused": True,
             "calls_made": 0,
             "calls_reused": done.summary["calls"],
+            "cost_usd": 0.0,
         }
+    # an altered journal is refused here, before anything is asked
+    journal = Journal(panel.spec.place)
+    record = read_record(journal.new_entries(), with_gaps=panel.spec.early_stop is not None)
+    tally = Tally()
+    if not run.offline:
+        _ask(run, panel, journal, record, tally)
+    answers = Answers(Journal(panel.spec.place).new_entries())
+    try:
+        with publish(run.path("annotations"), provenance) as draft:
+            whole = write_annotations(
+                draft.path / ANNOTATIONS, panel.files, panel.expected, answers
+            )
+            if run.offline and (gaps := set(whole.outcomes) - FINAL):
+                raise DataError(_not_on_record(whole.outcomes, gaps))
+            draft.summary |= _summary(panel, whole)
+    finally:
+        answers.close()
+    return draft.summary | _figures(tally)
 
-    splits = (TRAIN, EVAL) if config.annotate.evaluation else (TRAIN,)
-    pairs = {name: pq.read_table(run.pairs_file(name)) for name in splits}
-    everything = pa.concat_tables(
-        [table.select([field.name for field in PAIR_FIELDS]) for table in pairs.values()]
-    )
-    journal = run.path("journal")
-    spec = PanelSpec(
-        config.teachers,
-        config.decoding,
-        prompts,
-        journal,
-        config.annotate.actors,
-        config.annotate.max_failures,
-    )
-    check_teachers(spec)
-    journal.mkdir(parents=True, exist_ok=True)
-    Journal(journal).settled_keys()  # an altered journal is refused before anything is asked
-    calls = everything.num_rows * len(identities) * len(prompts.systems)
-    with bar("annotate: calls", calls) as advance:
-        tally = ask_panel(
-            everything, spec, pairs_per_batch=config.annotate.pairs_per_batch, progress=advance
+
+def _ask(run: Run, panel: Panel, journal: Journal, record: Record, tally: Tally) -> None:
+    config = run.config
+    if record.unanswered:
+        say(
+            f"annotate: {record.unanswered:,} attempts of earlier commands were cut off; "
+            "they may have been paid and are asked again"
         )
-    with publish(run.path("annotations"), provenance) as draft:
-        table = annotations_table(pairs, identities, prompts, recorded_results(journal))
-        draft.write_table(ANNOTATIONS, table)
-        draft.summary |= {"calls": calls, **completeness(table), "prompts": prompts.digest}
-    return draft.summary | {
+    patience_s = config.decoding.timeout_s + 60
+    desk = open_desk(panel.spec.place, config.budget.usd, record.usd, patience_s)
+    # they live as long as the process that made them, so it must be this one, not an actor
+    limiters = [limiter_of(teacher) for teacher in config.teachers]
+    economy = panel.spec.early_stop is not None
+    first = next(pair_chunks(panel.files[TRAIN]), [])
+    for name in preflight(panel.spec, first, record, desk):
+        tally.made[name] += 1
+        tally.reused[name] -= 1  # the pipeline will find it on record
+    since = read_record(journal.new_entries(), with_gaps=economy)
+    tally.usd = {name: spent.usd for name, spent in since.spent.items()}
+    record.add(since)
+    files = list(panel.files.values())
+    panel = panel.without_twins()
+    totals = {teacher.name: panel.calls_each for teacher in config.teachers}
+    orders = [Order(spec, files, record, config.annotate.poll_s) for spec in panel.batch]
+    streams = [start_batches(order, desk) for order in orders]
+    with bars("annotate", totals) as advance:
+        twin_calls = len(panel.spec.twins) * len(panel.spec.prompts.systems)
+        for name in totals if twin_calls else ():
+            tally.reused[name] += twin_calls
+            advance(name, twin_calls, tally.note(name))
+        if panel.interactive.teachers:
+            ask_panel(
+                files, panel.interactive, record, desk,
+                pairs_per_batch=config.annotate.pairs_per_batch, progress=advance, tally=tally,
+            )  # fmt: skip
+        for stream in streams:
+            for rows in rows_of(stream):
+                tally.take(rows, advance)
+    del limiters
+
+
+def _not_on_record(outcomes: Counter[str], gaps: set[str]) -> str:
+    calls = sum(outcomes[name] for name in gaps)
+    return (
+        f"--offline: {calls:,} of {sum(outcomes.values()):,} calls are not on record as answered "
+        f"({', '.join(f'{outcomes[name]:,} {name}' for name in sorted(gaps))}). Run annotate "
+        "without --offline to ask them"
+    )
+
+
+def _summary(panel: Panel, whole: Any) -> Summary:
+    dropped = {
+        teacher.name: settings_of(teacher, panel.spec.decoding).dropped
+        for teacher in panel.spec.teachers
+    }
+    summary = {
+        "calls": panel.calls_each * len(panel.spec.teachers),
+        **whole.summary,
+        "prompts": panel.spec.prompts.digest,
+        "settings_dropped": {name: value for name, value in dropped.items() if value},
+    }
+    if panel.spec.redact:
+        summary["redacted"] = dict(sorted(whole.redacted.items()))
+    return summary
+
+
+def _figures(tally: Tally) -> Summary:
+    """What this command did, beside what the artifact holds."""
+    return {
         "reused": False,
-        "calls_made": tally.made,
-        "calls_reused": tally.reused,
+        "calls_made": tally.made.total(),
+        "calls_reused": tally.reused.total(),
+        "cost_usd": round(sum(tally.usd.values()), 6),
         "seconds": tally.seconds,
     }

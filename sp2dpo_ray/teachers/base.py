@@ -8,13 +8,19 @@ to `retry`, so that each attempt can be recorded.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.calls import Call, TeacherIdentity
+from sp2dpo_ray.core.costs import Usage
 from sp2dpo_ray.errors import ConfigError
+from sp2dpo_ray.teachers.settings import Settings
+
+DETAIL_LENGTH = 300
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +28,11 @@ class Reply:
     """What one attempt brought back.
 
     outcome: `ok` means that the teacher answered with `text`, which is read later.
-    retry_after_s: what the provider asked us to wait. Token counts as the provider billed them.
+    usage: token counts as the provider billed them; None where it sent none.
+    retry_after_s: what the provider asked us to wait.
     hopeless: asking the same again cannot end better, although the call is not settled.
+    maybe_billed: the request may have been worked on, although no usage came back.
+    raw: the body of the answer as it came.
     """
 
     outcome: Outcome
@@ -31,14 +40,18 @@ class Reply:
     detail: str = ""
     request_id: str | None = None
     served_model: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    fingerprint: str | None = None
+    usage: Usage | None = None
     retry_after_s: float | None = None
     hopeless: bool = False
+    maybe_billed: bool = False
+    raw: str | None = None
 
 
 class Teacher(Protocol):
-    """A model that annotates."""
+    """A model that annotates. `settings` is what of Table 6 its requests carry, and what not."""
+
+    settings: Settings
 
     async def ask(self, call: Call) -> Reply:
         """One attempt of one call."""
@@ -55,13 +68,7 @@ def identity(teacher: TeacherSection, decoding: DecodingSection) -> TeacherIdent
         name=teacher.name,
         provider=teacher.provider,
         model=teacher.model,
-        decoding={
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "max_output_tokens": decoding.max_output_tokens,
-            "seed": decoding.seed,
-            "options": teacher.options,
-        },
+        decoding=decoding.of_answers | {"options": teacher.options},
     )
 
 
@@ -76,3 +83,26 @@ def api_key(teacher: TeacherSection) -> str | None:
             f"{teacher.api_key_env}, which is empty on this machine"
         )
     return key
+
+
+def clean(text: str, key: str | None, length: int | None = DETAIL_LENGTH) -> str:
+    """Text of a provider without our key, which some repeat in their complaints."""
+    return (text.replace(key, "***") if key else text)[:length]
+
+
+def seconds(value: str | None, unit: str = "s") -> float | None:
+    """Seconds of a header or hint: `7`, `0.5`, `1m30s`, `34s`, `120ms`; None for anything else.
+
+    unit: a name that ends in `ms` makes a plain number milliseconds.
+    """
+    if not value:
+        return None
+    try:
+        plain = float(value)
+        found = plain / 1000 if unit.endswith("ms") else plain
+    except ValueError:  # may be a date, too; our own backoff serves then
+        if not re.fullmatch(r"(?:\d+(?:\.\d+)?(?:ms|h|m|s))+", value):
+            return None
+        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", value)
+        found = sum(float(number) * SECONDS[name] for number, name in parts)
+    return found if 0 <= found < float("inf") else None

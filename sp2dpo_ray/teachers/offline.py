@@ -18,6 +18,7 @@ from sp2dpo_ray.core.hashing import uniform_draws
 from sp2dpo_ray.core.taxonomy import Category
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.teachers.base import Reply
+from sp2dpo_ray.teachers.settings import Settings
 from sp2dpo_ray.teachers.signals import SIGNALS, overlap
 
 # how strong a signal must be before its category is taken over those of lower priority
@@ -57,6 +58,8 @@ PERSONAS: dict[str, Persona] = {
 
 
 class OfflineTeacher:
+    settings = Settings()  # nothing is decoded here
+
     def __init__(self, teacher: TeacherSection, decoding: DecodingSection) -> None:
         persona = teacher.options.get("persona", "balanced")
         unknown = sorted(teacher.options.keys() - {"persona"})

@@ -17,11 +17,15 @@ from typing import Any
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.calls import Call
+from sp2dpo_ray.core.costs import Usage
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.teachers.base import Reply
+from sp2dpo_ray.teachers.settings import Settings
 
 
 class ScriptedTeacher:
+    settings = Settings()  # nothing is decoded here
+
     def __init__(self, teacher: TeacherSection, decoding: DecodingSection) -> None:
         known = {"script", "default", "latency_s"}
         if unknown := teacher.options.keys() - known:
@@ -50,7 +54,8 @@ class ScriptedTeacher:
             return Reply(Outcome.TRANSPORT, detail=f"the script has no reply for {place}")
         if isinstance(reply, str):
             return Reply(Outcome.OK, text=reply, served_model=self._model)
-        return Reply(**{**reply, "outcome": Outcome(reply["outcome"])})
+        usage = Usage(**reply["usage"]) if "usage" in reply else None
+        return Reply(**{**reply, "outcome": Outcome(reply["outcome"]), "usage": usage})
 
     async def close(self) -> None:
         """Nothing to release."""

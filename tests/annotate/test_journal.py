@@ -1,20 +1,26 @@
-"""The journal: found again after any cut, refused when altered, first answer counts."""
+"""The journal: found again after any cut, refused when altered, first answer counts, mergeable."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sp2dpo_ray.annotate.journal import Journal, Segment, recorded_results
-from sp2dpo_ray.annotate.table import annotations_table, completeness
-from sp2dpo_ray.core.annotation import Outcome
+from sp2dpo_ray.annotate.chair import intent_entry, result_entry
+from sp2dpo_ray.annotate.journal import Entry, Journal, Segment
+from sp2dpo_ray.annotate.merge import merge_segments
+from sp2dpo_ray.annotate.place import Folder, Place
+from sp2dpo_ray.annotate.record import Answers, Record, read_record
+from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
-from sp2dpo_ray.core.pairs import PAIR_FIELDS, Pair
+from sp2dpo_ray.core.costs import Usage
+from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.errors import ArtifactError
 from sp2dpo_ray.teachers.base import Reply
@@ -23,6 +29,7 @@ PROMPTS = load_prompts(("v1", "v2", "v3"))
 TEACHER = TeacherIdentity("t", "offline", "rules", {})
 PAIR = Pair("p", [{"role": "user", "content": "x"}], "a", "b")
 CALLS: list[Call] = list(calls_of(PAIR, (TEACHER,), PROMPTS))
+KEYS = [call.key for call in CALLS]
 
 
 def answer(magnitude: float = 0.5) -> str:
@@ -30,96 +37,256 @@ def answer(magnitude: float = 0.5) -> str:
                        "semantic_gap_confidence": 1.0})  # fmt: skip
 
 
-def write(folder: Path, *entries: tuple[Call, Reply | None]) -> Path:
-    segment = Segment(folder / "t")
-    for call, reply in entries:
-        segment.record(call, 1, reply)
-    segment.close()
-    (path,) = (folder / "t").glob("*.jsonl")
+def ok(text: str = answer()) -> Reply:
+    return Reply(Outcome.OK, text=text, usage=Usage(100, 20), raw="{...}")
+
+
+def attempt(call: Call, reply: Reply | None, *, worst: float = 0.0) -> list[Entry]:
+    """What one attempt leaves; without a reply it was cut off."""
+    intent = intent_entry(call, 1, worst)
+    if reply is None:
+        return [intent]
+    return [intent, result_entry(intent, reply, seconds=1.0, money={"usd": 0.25})]
+
+
+def write(place: Place, *entries: Entry) -> None:
+    async def append() -> None:
+        segment = Segment(place, "t")
+        for entry in entries:
+            await segment.append(entry)
+        segment.close()
+
+    asyncio.run(append())
+
+
+def record_of(place: Place) -> Record:
+    return read_record(Journal(place).new_entries())
+
+
+def answers_of(place: Place) -> dict[str, tuple[str, str]]:
+    answers = Answers(Journal(place).new_entries())
+    found = {key: (one.outcome, one.text) for key, one in answers.get(KEYS).items()}
+    answers.close()
+    return found
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = folder.rglob("*.jsonl")
     return path
 
 
-def ok(text: str = answer()) -> Reply:
-    return Reply(Outcome.OK, text=text)
-
-
-def test_a_torn_last_line_is_tolerated_at_every_byte(tmp_path: Path) -> None:
-    path = write(tmp_path, (CALLS[0], ok()), (CALLS[1], ok()))
+def test_a_torn_last_line_is_tolerated_at_every_byte_and_counted(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    write(place, *attempt(CALLS[0], ok()), *attempt(CALLS[1], ok()))
+    path = only_file(tmp_path)
     whole = path.read_bytes()
-    first = whole.index(b"\n") + 1
-    for cut in range(first, len(whole)):
+    last = whole[:-1].rindex(b"\n") + 1
+    for cut in range(last, len(whole)):
         path.write_bytes(whole[:cut])
-        assert recorded_results(tmp_path).keys() == {CALLS[0].key}
+        journal = Journal(place)
+        record = read_record(journal.new_entries())
+        assert record.settled(KEYS) == [True, False, False]
+        assert record.unanswered == 1  # its intent is there
+        assert journal.torn == (cut > last)
     path.write_bytes(whole)
-    assert recorded_results(tmp_path).keys() == {CALLS[0].key, CALLS[1].key}
+    assert record_of(place).settled(KEYS) == [True, True, False]
 
 
-def test_a_line_broken_before_the_end_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, (CALLS[0], ok()), (CALLS[1], ok()))
-    path.write_bytes(path.read_bytes().replace(b'{"kind"', b'{"ki', 1).replace(b'"', b"", 1))
-    with pytest.raises(ArtifactError, match=r"\.jsonl: a line was altered"):
-        recorded_results(tmp_path)
+def test_any_changed_byte_is_refused(tmp_path: Path) -> None:
+    """Each byte of each line in turn; only the last line break makes a torn line of a whole one."""
+    place = Folder(tmp_path)
+    write(place, *attempt(CALLS[0], ok()), *attempt(CALLS[1], ok()))
+    path = only_file(tmp_path)
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    for position in range(len(whole) - 1):
+        changed = bytearray(whole)
+        changed[position] ^= draw.randrange(1, 256)
+        path.write_bytes(changed)
+        with pytest.raises(ArtifactError, match=r"\.jsonl: the line at byte \d+ was altered"):
+            record_of(place)
+
+
+def test_a_line_taken_out_put_in_or_moved_is_refused(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    write(place, *attempt(CALLS[0], ok()), *attempt(CALLS[1], ok()))
+    path = only_file(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for other in (lines[1:], [lines[0], *lines[2:]], [lines[1], lines[0], *lines[2:]],
+                  [lines[0], *lines]):  # fmt: skip
+        path.write_bytes(b"".join(other))
+        with pytest.raises(ArtifactError, match="was altered"):
+            record_of(place)
 
 
 def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    segment = Segment(tmp_path / "t")
-    journal = Journal(tmp_path)
-    assert journal.settled_keys() == set()
-    segment.record(CALLS[0], 1, ok())
-    assert journal.settled_keys() == {bytes.fromhex(CALLS[0].key)}
-    assert journal.settled_keys() == set()  # nothing new
-    segment.record(CALLS[1], 1, ok())
-    assert journal.settled_keys() == {bytes.fromhex(CALLS[1].key)}
+    place = Folder(tmp_path)
+    journal = Journal(place)
+
+    async def run() -> None:
+        segment = Segment(place, "t")
+        assert list(journal.new_entries()) == []
+        for call in CALLS:
+            for entry in attempt(call, ok()):
+                await segment.append(entry)
+            assert read_record(journal.new_entries()).settled([call.key]) == [True]
+            assert list(journal.new_entries()) == []  # nothing new
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
 def test_only_settled_outcomes_are_never_asked_again(tmp_path: Path, outcome: Outcome) -> None:
-    write(tmp_path, (CALLS[0], None), (CALLS[0], Reply(outcome)))
+    write(Folder(tmp_path), *attempt(CALLS[0], Reply(outcome)))
     settled = outcome in {Outcome.OK, Outcome.PARSE_ERROR, Outcome.REFUSAL, Outcome.FILTERED,
                           Outcome.TRUNCATED}  # fmt: skip
-    assert bool(Journal(tmp_path).settled_keys()) == settled
+    assert record_of(Folder(tmp_path)).settled(KEYS[:1]) == [settled]
 
 
-def test_of_two_answers_the_first_counts(tmp_path: Path) -> None:
-    write(tmp_path, (CALLS[0], ok("first")))
-    write_again = Segment(tmp_path / "t")
-    write_again.record(CALLS[0], 1, ok("second"))
-    assert recorded_results(tmp_path)[CALLS[0].key].text == "first"
-
-
-@given(text=st.text())
-def test_any_text_survives_the_journal(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("journal")
-    write(folder, (CALLS[0], ok(text)))
-    assert recorded_results(folder)[CALLS[0].key].text == text
+def test_of_two_answers_the_first_counts_in_whatever_file_it_stands(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    first, second = attempt(CALLS[0], ok("first")), attempt(CALLS[0], ok("second"))
+    write(place, *second)
+    write(place, *first)
+    for path in tmp_path.rglob("*.jsonl"):  # whichever is read first
+        path.rename(path.with_name("a" + path.name if b"first" in path.read_bytes() else "b"))
+    for path in tmp_path.rglob("b"):
+        path.rename(path.with_name("b.jsonl"))
+    assert answers_of(place)[KEYS[0]] == ("ok", "first")
 
 
 def test_a_failure_is_on_record_until_an_answer_comes(tmp_path: Path) -> None:
-    write(tmp_path, (CALLS[0], Reply(Outcome.QUOTA)), (CALLS[0], Reply(Outcome.TRANSPORT)))
-    assert recorded_results(tmp_path)[CALLS[0].key].outcome == "transport"
-    later = Segment(tmp_path / "t")
-    later.record(CALLS[0], 1, ok("answer"))
-    later.record(CALLS[0], 1, Reply(Outcome.QUOTA))
-    assert recorded_results(tmp_path)[CALLS[0].key].text == "answer"
+    place = Folder(tmp_path)
+    write(place, *attempt(CALLS[0], Reply(Outcome.QUOTA)),
+          *attempt(CALLS[0], Reply(Outcome.TRANSPORT)))  # fmt: skip
+    assert answers_of(place)[KEYS[0]][0] == "transport"
+    write(place, *attempt(CALLS[0], ok("answer")), *attempt(CALLS[0], Reply(Outcome.QUOTA)))
+    assert answers_of(place)[KEYS[0]] == ("ok", "answer")
 
 
-def test_the_table_has_a_row_for_every_expected_call(tmp_path: Path) -> None:
-    import pyarrow as pa
+texts = st.text(st.characters(codec=None), max_size=200)
 
-    write(tmp_path, (CALLS[0], ok()), (CALLS[1], ok("nonsense")))
-    pairs: dict[str, Any] = {
-        "train": pa.Table.from_pylist(
-            [{"prompt_id": "p", "prompt": PAIR.prompt, "chosen": "a", "rejected": "b"}],
-            schema=pa.schema(PAIR_FIELDS),
-        )
-    }
-    table = annotations_table(pairs, (TEACHER,), PROMPTS, recorded_results(tmp_path))
-    rows = {row["variant"]: row for row in table.to_pylist()}
-    assert [row["outcome"] for row in rows.values()] == ["ok", "parse_error", "not_attempted"]
-    assert (rows["v1"]["category"], rows["v1"]["magnitude"]) == ("Style", 0.5)
-    assert rows["v2"]["text"] == "nonsense"  # raw text is kept, a better parser may read it
-    assert completeness(table) == {
-        "outcomes": {"not_attempted": 1, "ok": 1, "parse_error": 1},
-        "pairs_complete": 0,
-        "pairs_incomplete": 1,
-    }
+
+@given(text=texts, detail=texts)
+@settings(max_examples=100)
+def test_any_text_survives_the_journal(
+    text: str, detail: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = Folder(tmp_path_factory.mktemp("journal"))
+    reply = Reply(Outcome.OK, text=text, detail=detail, raw=text * 2)
+    write(place, *attempt(CALLS[0], reply))
+    (result,) = [e for e in Journal(place).new_entries() if e["kind"] == "result"]
+    assert (result.get("text", ""), result.get("detail", "")) == (text, detail)
+    assert result.get("raw", "") == text * 2
+
+
+def test_money_counts_results_by_usage_and_cut_off_attempts_at_their_worst(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    write(place, *attempt(CALLS[0], ok(), worst=2.0), *attempt(CALLS[1], None, worst=3.0))
+    lost = attempt(CALLS[2], Reply(Outcome.TRANSPORT, maybe_billed=True))
+    lost[1] = {name: value for name, value in lost[1].items() if name != "usd"}
+    write(place, lost[0], lost[1] | {"possibly_usd": 0.5})
+    record = record_of(place)
+    assert record.usd == 0.25 + 3.0 + 0.5
+    assert record.spent["t"].usd == 0.25
+    assert record.unanswered == 1
+    assert (record.spent["t"].prompt_tokens, record.spent["t"].answers) == (100, 1)
+
+
+def state_of(place: Place) -> tuple[Any, ...]:
+    record = record_of(place)
+    return (record.settled(KEYS), record.usd, record.unanswered, answers_of(place))
+
+
+def mixed(place: Place) -> None:
+    write(place, *attempt(CALLS[0], Reply(Outcome.TRANSPORT)), *attempt(CALLS[0], ok("one")))
+    write(place, *attempt(CALLS[1], ok("two"), worst=1.0), *attempt(CALLS[2], None, worst=3.0))
+    write(place, *attempt(CALLS[0], ok("late")))
+
+
+def test_merging_keeps_answers_money_and_cut_off_attempts(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    mixed(place)
+    before = state_of(place)
+    figures = merge_segments(place)
+    assert (figures["files_before"], figures["files_after"]) == (3, 1)
+    assert figures["bytes_after"] < figures["bytes_before"]
+    assert state_of(place) == before
+    assert merge_segments(place)["files_before"] == 1  # nothing left to merge
+    assert state_of(place) == before
+    write(place, *attempt(CALLS[2], ok("three")))
+    merge_segments(place)
+    assert answers_of(place)[KEYS[2]] == ("ok", "three")
+    assert len(list(tmp_path.rglob("*.jsonl"))) == 1
+
+
+def test_a_merge_that_was_cut_off_counts_nothing_twice(tmp_path: Path) -> None:
+    """Killed after the merged file was written and before any of the old ones was removed."""
+    place = Folder(tmp_path)
+    mixed(place)
+    before = state_of(place)
+    old = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
+    merge_segments(place)
+    for kept in range(1, 1 << len(old)):  # any of them may still be there
+        for number, (path, content) in enumerate(old.items()):
+            path.unlink(missing_ok=True)
+            if kept >> number & 1:
+                path.write_bytes(content)
+        assert state_of(place) == before
+    # and what a writer adds to one of them afterwards is read
+    path, content = next(iter(old.items()))
+    assert merge_segments(place)["files_after"] == 1
+    assert state_of(place) == before
+
+
+def test_a_segment_that_grows_while_it_is_merged_loses_nothing(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+
+    async def run() -> None:
+        writer = Segment(place, "t")
+        for entry in attempt(CALLS[0], ok("one")):
+            await writer.append(entry)
+        old = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
+        merge_segments(place)
+        (path,) = old  # as if it had not been removed, since it grew at the last moment
+        path.write_bytes(old[path])
+        grown = path.open("ab", buffering=0)
+        writer._file = grown
+        for entry in attempt(CALLS[1], ok("two")):
+            await writer.append(entry)
+
+    asyncio.run(run())
+    assert {key: text for key, (_, text) in answers_of(place).items()} == {
+        KEYS[0]: "one", KEYS[1]: "two"
+    }  # fmt: skip
+    assert record_of(place).usd == 0.5
+
+
+def test_an_altered_head_of_a_merged_file_is_refused(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    mixed(place)
+    merge_segments(place)
+    path = only_file(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b'"merged"', b'"margin"', 1))
+    with pytest.raises(ArtifactError, match="its first line was altered"):
+        record_of(place)
+
+
+def test_a_record_grows_by_what_came_later(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    journal = Journal(place)
+    write(place, *attempt(CALLS[0], ok(answer(0.2))))
+    record = read_record(journal.new_entries(), with_gaps=True)
+    write(place, *attempt(CALLS[1], ok(answer(0.4))), *attempt(CALLS[2], ok("nonsense")))
+    record.add(read_record(journal.new_entries(), with_gaps=True))
+    assert record.settled(KEYS) == [True, True, True]
+    whole = read_record(Journal(place).new_entries(), with_gaps=True)
+    assert record.keys.tolist() == whole.keys.tolist()
+    assert sorted(map(str, record.gaps)) == sorted(map(str, whole.gaps)) == ["0.2", "0.4", "nan"]
+    assert record.usd == whole.usd == 0.75
+
+
+def test_every_settled_outcome_is_known() -> None:
+    assert {str(outcome) for outcome in SETTLED} == {
+        "ok", "parse_error", "refusal", "filtered", "truncated"
+    }  # fmt: skip

@@ -17,13 +17,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from sp2dpo_ray.annotate.journal import Journal
+from sp2dpo_ray.annotate.place import Folder
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.core.annotation import SETTLED
 from sp2dpo_ray.errors import ArtifactError, ConfigError, DataError, TeacherStopped
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
-from tests.fault_server import ANSWER, KEY, serve
+from tests.fault_server import KEY, serve
 from tests.processes import kill_tree
+from tests.wires import ANSWER
 
 pytestmark = pytest.mark.ray
 
@@ -35,11 +38,9 @@ def run_of(config: Path, *overrides: str) -> Run:
 
 
 def journal_entries(folder: Path) -> list[dict[str, Any]]:
-    entries = []
-    for path in folder.rglob("*.jsonl"):
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            entries.append(json.loads(line))
-    return entries
+    """Everything on record in the one run below a folder."""
+    (journal,) = folder.rglob("journal")
+    return list(Journal(Folder(journal)).new_entries())
 
 
 def test_a_second_run_asks_nothing(ray_cluster: None, demo_config: Path) -> None:
@@ -186,7 +187,7 @@ def test_a_refused_key_stops_the_stage_and_the_right_one_goes_on(demo_config: Pa
         )  # fmt: skip
         assert wrong.returncode == 4
         assert "teacher web: AuthenticationError" in wrong.stderr
-        assert "run the same command: it goes on" in wrong.stderr
+        assert "One call was tried, none was answered" in wrong.stderr
         assert "Traceback" not in wrong.stderr
         assert "canary-wrong-key" not in wrong.stderr
         process = sp2dpo("annotate", str(demo_config), "--json", *overrides)
@@ -252,7 +253,7 @@ def test_a_teacher_that_keeps_failing_opens_the_circuit(
         "annotate.actors=1",
     )
     STAGES["prepare"](run)
-    with pytest.raises(TeacherStopped, match=r"teacher alba: 3 calls in a row failed"):
+    with pytest.raises(TeacherStopped, match=r"teacher alba: 3 attempts in a row failed"):
         STAGES["annotate"](run)
     assert not run.path("annotations").exists()
 
@@ -277,7 +278,7 @@ def test_an_altered_journal_is_refused_before_anything_is_asked(
     segment = run.path("journal", "alba", "old.jsonl")
     segment.parent.mkdir(parents=True)
     segment.write_text('{"kind": "resu\n')
-    with pytest.raises(ArtifactError, match=r"old\.jsonl: a line was altered"):
+    with pytest.raises(ArtifactError, match=r"old\.jsonl: the line at byte 0 was altered"):
         STAGES["annotate"](run)
     assert len(list(run.path("journal").rglob("*.jsonl"))) == 1
 

@@ -1,0 +1,268 @@
+"""Batch mode: a teacher's calls handed in as files of requests, its answers fetched later.
+
+In: files of pairs, what is on record, jobs that an earlier command left. Out: rows as the actors
+send them; the answers go to the journal under the same keys. Invariant: a job is on record before
+it is created and its id before anybody waits for it, so a killed command finds its jobs again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
+from tenacity.wait import wait_random_exponential
+
+from sp2dpo_ray.annotate.actor import PanelSpec
+from sp2dpo_ray.annotate.chair import intent_entry, price_of, result_entry
+from sp2dpo_ray.annotate.gate import WAIT_FOR_MONEY_S
+from sp2dpo_ray.annotate.journal import Entry, Segment
+from sp2dpo_ray.annotate.record import Job, Record
+from sp2dpo_ray.annotate.table import pair_chunks
+from sp2dpo_ray.config import TeacherSection
+from sp2dpo_ray.core.annotation import SETTLED, Outcome
+from sp2dpo_ray.core.calls import Call, calls_of
+from sp2dpo_ray.errors import Sp2dpoError, TeacherStopped
+from sp2dpo_ray.teachers.base import Reply, identity
+from sp2dpo_ray.teachers.batch import State, make_batch_api
+from sp2dpo_ray.teachers.retry import LONGEST_WAIT_S
+
+CPUS = 0.25
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one teacher in batch mode has to do. spec: the panel of this one teacher."""
+
+    spec: PanelSpec
+    files: list[Path]
+    record: Record
+    poll_s: float
+
+    @property
+    def teacher(self) -> TeacherSection:
+        return self.spec.teachers[0]
+
+
+def start_batches(order: Order, desk: Any) -> Any:
+    """Begin to work on an order, on a node that has the keys; yields references to rows."""
+    return ray.remote(num_cpus=CPUS, num_returns="streaming", max_retries=0)(_work).remote(
+        order, desk
+    )
+
+
+def rows_of(stream: Any) -> Iterator[list[Row]]:
+    """The rows of a started order as they come. Raises what stopped it."""
+    for reference in stream:
+        try:
+            yield ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, Sp2dpoError):
+                raise error.cause from None
+            raise
+
+
+def _work(order: Order, desk: Any) -> Iterator[list[Row]]:
+    loop = asyncio.new_event_loop()
+    runner = loop.run_until_complete(_made(order, desk))
+    rounds = runner.rounds()
+    try:
+        while True:
+            try:
+                yield loop.run_until_complete(anext(rounds))
+            except StopAsyncIteration:
+                return
+    finally:
+        loop.run_until_complete(runner.close())
+
+
+async def _made(order: Order, desk: Any) -> Runner:
+    return Runner(order, desk)
+
+
+class Runner:
+    """Submits, waits, takes; again for what failed, as often as a call may be retried."""
+
+    def __init__(self, order: Order, desk: Any) -> None:
+        self._order = order
+        self._desk = desk
+        self._section = order.teacher
+        self._decoding = order.spec.decoding
+        self._identities = (identity(self._section, self._decoding),)
+        self._api = make_batch_api(self._section, self._decoding)
+        self._segment = Segment(order.spec.place, self._section.name)
+        self._price = price_of(self._section)
+        self._settled: set[str] = set()
+        self._stopped = ""
+
+    async def rounds(self) -> Any:
+        """Rows of what is on record, and of each job as its results come."""
+        for attempt in range(1, self._decoding.retries + 2):
+            jobs = dict(self._order.record.jobs_of(self._section.name)) if attempt == 1 else {}
+            for job in jobs.values():
+                await self._adopt(job)
+            waiting = {intent["key"] for job in jobs.values() for intent in job.intents.values()}
+            reused = 0
+            for calls in self._portions(waiting):
+                if attempt == 1 and isinstance(calls, int):
+                    reused += calls
+                elif not isinstance(calls, int):
+                    job = await self._submit(calls, attempt)
+                    if job is None:
+                        yield [self._row(Outcome.BUDGET_STOP, len(calls), detail="no room")]
+                        return
+                    jobs[job.token] = job
+            if reused:
+                yield [self._row(Outcome.OK, reused, reused=True)]
+            last = attempt == self._decoding.retries + 1
+            failed = 0
+            while jobs:
+                for token in [token for token in jobs if jobs[token].id is None]:
+                    del jobs[token]  # it never came to be; its calls are asked in the next round
+                    failed += 1
+                for token, job in list(jobs.items()):
+                    look = await self._patiently(lambda job=job: self._api.look(job.id or ""))
+                    if look.state is not State.RUNNING:
+                        rows, again = await self._take(jobs.pop(token), look, last)
+                        failed += again
+                        yield rows
+                if jobs:
+                    await asyncio.sleep(self._order.poll_s)
+            if not failed:
+                return
+
+    def _portions(self, waiting: set[str]) -> Iterator[list[Call] | int]:
+        """Calls to submit, as many as a job's file may hold; numbers count those on record."""
+        spec, portion, size = self._order.spec, list[Call](), 0
+        for file in self._order.files:
+            for pairs in pair_chunks(file):
+                calls = [
+                    call
+                    for pair in pairs
+                    if pair.prompt_id not in spec.twins
+                    for call in calls_of(pair, self._identities, spec.prompts, redact=spec.redact)
+                ]
+                known = self._order.record.settled([call.key for call in calls])
+                yield sum(known)
+                for call, settled in zip(calls, known, strict=True):
+                    if settled or call.key in self._settled or call.key in waiting:
+                        continue
+                    length = len(self._api.line(call))
+                    full = len(portion) == self._api.most_requests
+                    if portion and (full or size + length > self._api.most_bytes):
+                        yield portion
+                        portion, size = [], 0
+                    portion.append(call)
+                    size += length
+        if portion:
+            yield portion
+
+    async def _submit(self, calls: list[Call], attempt: int) -> Job | None:
+        cap = self._decoding.max_output_tokens
+        worsts = [self._price.worst(c.messages, cap) if self._price else 0.0 for c in calls]
+        if not await self._reserved(sum(worsts)):
+            return None
+        job = Job(token=os.urandom(12).hex(), teacher=self._section.name)
+        for call, worst in zip(calls, worsts, strict=True):
+            intent = intent_entry(call, attempt, worst) | {"job": job.token}
+            job.intents[intent["id"]] = intent
+            await self._segment.append(intent)
+        await self._note("job", job)
+        content = b"".join(self._api.line(call) for call in calls)
+
+        async def create() -> str:
+            # an answer that got lost on the way must not make a second job
+            return await self._api.find(job.token) or await self._api.submit(job.token, content)
+
+        job.id = await self._patiently(create)
+        await self._note("job", job)
+        job.reserved = sum(worsts)
+        return job
+
+    async def _reserved(self, worst: float) -> bool:
+        while worst:
+            count, hopeless = await self._desk.exchange.remote(0.0, 0.0, [worst])
+            if count:
+                break
+            if hopeless:
+                return False
+            await asyncio.sleep(WAIT_FOR_MONEY_S)
+        return True
+
+    async def _adopt(self, job: Job) -> None:
+        """A job of an earlier command: one without an id may have been created all the same."""
+        if job.id is None:
+            job.id = await self._patiently(lambda: self._api.find(job.token))
+            await self._note("job" if job.id else "job_done", job)
+
+    async def _take(self, job: Job, look: Any, last: bool) -> tuple[list[Row], int]:
+        replies: dict[str, Reply] = {}
+        if look.state is State.ENDED:
+            replies = dict(await self._patiently(lambda: self._api.take(job.id or "")))
+        counts: Counter[Outcome] = Counter()
+        usd = paid = failed = 0.0
+        missing = Reply(Outcome.TRANSPORT, detail=look.detail or "the batch has no answer to it")
+        for intent in job.intents.values():
+            reply = replies.get(intent["key"], missing)
+            cost = self._price.cost(reply.usage) if self._price and reply.usage else 0.0
+            money = {"usd": cost} if cost else {}
+            seconds = time.time() - intent["time"]
+            await self._segment.append(result_entry(intent, reply, seconds=seconds, money=money))
+            usd += cost
+            # what an earlier command reserved counts as spent since this one began
+            paid += cost if job.reserved else cost - intent.get("worst_usd", 0.0)
+            if reply.outcome in SETTLED:
+                self._settled.add(intent["key"])
+            else:
+                failed += 1
+            if last or reply.outcome in SETTLED:
+                counts[reply.outcome] += 1
+        await self._note("job_done", job)
+        await self._desk.exchange.remote(job.reserved, paid, [])
+        if look.state is State.FAILED:
+            raise TeacherStopped(
+                f"teacher {self._section.name}: batch job {job.id} failed: {look.detail}. Mend the "
+                "cause, then run the same command"
+            )
+        rows = [self._row(outcome, calls) for outcome, calls in counts.items()]
+        if rows:
+            rows[0]["usd"] = usd
+        return rows, int(failed)
+
+    async def _note(self, kind: str, job: Job) -> None:
+        entry: Entry = {"kind": kind, "token": job.token, "teacher": job.teacher, "job": job.id,
+                        "calls": len(job.intents), "time": time.time()}  # fmt: skip
+        await self._segment.append(entry)
+
+    async def _patiently(self, operation: Callable[[], Awaitable[Any]]) -> Any:
+        """One operation of the batch API, again where an error may pass."""
+        try:
+            return await AsyncRetrying(
+                retry=retry_if_exception(lambda error: self._api.refused(error) is False),
+                stop=stop_after_attempt(self._decoding.retries + 1),
+                wait=wait_random_exponential(self._decoding.retry_base_s, max=LONGEST_WAIT_S),
+                reraise=True,
+            )(operation)
+        except Exception as error:
+            if self._api.refused(error) is None:
+                raise
+            raise TeacherStopped(
+                f"teacher {self._section.name}: batch: {type(error).__name__}: {error}\nJobs that "
+                "were created are on record. Mend the cause, then run the same command"
+            ) from None
+
+    def _row(self, outcome: Outcome, calls: int, *, reused: bool = False, detail: str = "") -> Row:
+        return {"teacher": self._section.name, "outcome": str(outcome), "reused": reused,
+                "calls": calls, "usd": 0.0, "detail": detail}  # fmt: skip
+
+    async def close(self) -> None:
+        await self._api.close()
+        self._segment.close()

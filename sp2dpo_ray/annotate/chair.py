@@ -1,0 +1,209 @@
+"""One teacher's place at an actor's table: attempts, each with its turn, its money and its record.
+
+In: a call. Out: its last reply. Invariant: an intent is on record before the request, and the
+result before anybody uses it; whatever goes wrong with one call stays with that call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import asdict
+from typing import Any
+
+from sp2dpo_ray.annotate.gate import Gate, Purse
+from sp2dpo_ray.annotate.journal import Entry, Segment
+from sp2dpo_ray.annotate.limiter import limiter_of
+from sp2dpo_ray.config import DecodingSection, TeacherSection
+from sp2dpo_ray.core.annotation import SETTLED, Outcome
+from sp2dpo_ray.core.calls import Call
+from sp2dpo_ray.core.costs import BYTES_PER_TOKEN, Price, text_bytes
+from sp2dpo_ray.teachers.base import Reply, Teacher
+from sp2dpo_ray.teachers.retry import ask_until_settled
+
+DETAIL_LENGTH = 300
+
+
+def price_of(teacher: TeacherSection) -> Price | None:
+    """The teacher's price, with batch mode's share in it; None where it is not known."""
+    price = teacher.price
+    if price.input is None or price.output is None:
+        return None
+    share = price.batch if teacher.mode == "batch" else 1.0
+    cached = price.input if price.cached_input is None else price.cached_input
+    return Price(price.input * share, price.output * share, cached * share)
+
+
+def intent_entry(call: Call, attempt: int, worst: float) -> Entry:
+    """What is on record before a request; `id` joins it with its result."""
+    entry: Entry = {
+        "kind": "intent",
+        "id": os.urandom(8).hex(),
+        "key": call.key,
+        "prompt_id": call.prompt_id,
+        "teacher": call.teacher,
+        "variant": call.variant,
+        "attempt": attempt,
+        "time": time.time(),
+        "prompt_bytes": text_bytes(call.messages),
+    }
+    return entry | {"worst_usd": worst} if worst else entry
+
+
+def result_entry(intent: Entry, reply: Reply, *, seconds: float, money: Entry) -> Entry:
+    """What is on record of an attempt that ended."""
+    entry = {name: value for name, value in intent.items() if name != "worst_usd"}
+    entry |= {"kind": "result", "time": time.time(), "seconds": round(seconds, 4), **money}
+    for name in ("text", "detail", "request_id", "served_model", "fingerprint", "raw"):
+        if (value := getattr(reply, name)) not in (None, ""):
+            entry[name] = value
+    if reply.usage is not None:
+        entry["usage"] = asdict(reply.usage)
+    return entry | {"outcome": str(reply.outcome)}
+
+
+class Chair:
+    """halted: why this teacher is not asked any more; empty while it is."""
+
+    def __init__(
+        self,
+        section: TeacherSection,
+        decoding: DecodingSection,
+        teacher: Teacher,
+        segment: Segment,
+        gate: Gate,
+        purse: Purse,
+        *,
+        in_flight: int,
+        max_failures: int,
+        max_pause_s: float,
+    ) -> None:
+        self._decoding = decoding
+        self._teacher = teacher
+        self._segment = segment
+        self._gate = gate
+        self._purse = purse
+        self._price = price_of(section)
+        self._slots = asyncio.Semaphore(in_flight)
+        self._max_failures = max_failures
+        self._max_pause_s = max_pause_s
+        self._failed_attempts = 0
+        self._bytes_per_token = BYTES_PER_TOKEN
+        self._answer_tokens = float(decoding.max_output_tokens)
+        self.halted = ""
+        self.usd = 0.0
+
+    async def ask(self, call: Call) -> Reply:
+        """One call with its retries; never raises for what a provider did."""
+        if self.halted:
+            return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
+        reply = await ask_until_settled(lambda number: self._attempt(call, number), self._decoding)
+        if reply.outcome is Outcome.AUTH:
+            self._halt(reply.detail)
+        elif reply.outcome is Outcome.QUOTA:
+            self._count_failure(reply, self._decoding.retries + 1)
+        return reply
+
+    def _halt(self, why: str) -> None:
+        self.halted = self.halted or why or "refused without a word"
+
+    def _count_failure(self, reply: Reply, attempts: int) -> None:
+        """The circuit breaker: as many attempts in a row as max_failures calls may have. Attempts
+        are counted, not calls, since all calls under way may be waiting for their retries."""
+        self._failed_attempts += attempts
+        if self._failed_attempts >= self._max_failures * (self._decoding.retries + 1):
+            self._halt(
+                f"{self._failed_attempts} attempts in a row failed (annotate.max_failures "
+                f"{self._max_failures} x {self._decoding.retries + 1} attempts), last: "
+                f"{reply.detail}"
+            )
+
+    async def _attempt(self, call: Call, number: int) -> Reply:
+        size = text_bytes(call.messages)
+        async with self._slots:
+            await self._gate.turn(size / self._bytes_per_token + self._answer_tokens)
+            if self.halted:
+                return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
+            worst = 0.0
+            if self._price is not None:
+                worst = self._price.worst(call.messages, self._decoding.max_output_tokens)
+            if not await self._purse.reserve(worst):
+                return Reply(Outcome.BUDGET_STOP, detail="the budget has no room for this call")
+            intent = intent_entry(call, number, worst)
+            paid = worst
+            try:
+                await self._segment.append(intent)
+                start = time.perf_counter()
+                reply = await self._request(call)
+                seconds = time.perf_counter() - start
+                money, paid = self._money(reply, worst)
+                entry = result_entry(intent, reply, seconds=seconds, money=money)
+                await self._segment.append(entry)
+            except OSError as error:  # the journal cannot be written: stop before more is paid
+                self._halt(f"journal: {type(error).__name__}: {error}")
+                return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
+            finally:
+                self._purse.settle(worst, paid)
+        self._learn(reply, size)
+        return reply
+
+    async def _request(self, call: Call) -> Reply:
+        """One request under one deadline: SDK timeouts are for each read, and a body that trickles
+        would never end."""
+        try:
+            async with asyncio.timeout(self._decoding.timeout_s):
+                return await self._teacher.ask(call)
+        except TimeoutError:
+            detail = f"no whole answer within {self._decoding.timeout_s:g} s"
+            return Reply(Outcome.TRANSPORT, detail=detail, maybe_billed=True)
+        except Exception as error:  # one poisonous pair must not stop the others
+            detail = f"{type(error).__name__}: {error}"[:DETAIL_LENGTH]
+            return Reply(Outcome.TRANSPORT, detail=detail, hopeless=True, maybe_billed=True)
+
+    def _money(self, reply: Reply, worst: float) -> tuple[Entry, float]:
+        """What goes on record, and what is taken off the budget."""
+        if self._price is None:
+            return {}, 0.0
+        if reply.usage is not None:
+            usd = self._price.cost(reply.usage)
+            self.usd += usd
+            return {"usd": usd}, usd
+        return ({"possibly_usd": worst}, worst) if reply.maybe_billed else ({}, 0.0)
+
+    def _learn(self, reply: Reply, size: int) -> None:
+        if reply.outcome is Outcome.QUOTA:
+            pause = reply.retry_after_s
+            if pause is not None and pause > self._max_pause_s:
+                self._halt(
+                    f"asks for a pause of {pause:,.0f} s, longer than annotate.max_pause_s "
+                    f"({self._max_pause_s:,.0f} s): {reply.detail}"
+                )
+            self._gate.refused(pause)
+        elif reply.outcome is Outcome.TRANSPORT:
+            self._count_failure(reply, self._decoding.retries + 1 if reply.hopeless else 1)
+        elif reply.outcome in SETTLED:
+            self._failed_attempts = 0
+        if reply.usage is not None and reply.usage.prompt_tokens:
+            ratio = size / reply.usage.prompt_tokens
+            self._bytes_per_token += 0.02 * (ratio - self._bytes_per_token)
+            self._answer_tokens += 0.02 * (reply.usage.completion_tokens - self._answer_tokens)
+
+    async def close(self) -> None:
+        await self._teacher.close()
+        self._segment.close()
+
+
+def make_chair(section: TeacherSection, spec: Any, teacher: Teacher, desk: Any) -> Chair:
+    """A chair of a panel (`spec` is a PanelSpec)."""
+    return Chair(
+        section,
+        spec.decoding,
+        teacher,
+        Segment(spec.place, section.name),
+        Gate(limiter_of(section), lambda: limiter_of(section, replaces=True)),
+        Purse(desk if section.price.known else None),
+        in_flight=max(1, section.limits.in_flight // spec.actors),
+        max_failures=spec.max_failures,
+        max_pause_s=spec.max_pause_s,
+    )

@@ -1,0 +1,95 @@
+"""The desk of one run: its budget, and which batches were begun.
+
+In: reservations and what became of them; names of batches. Out: whether money is left; whether a
+batch may have been worked on before. Invariant: money spent and money reserved for attempts in
+flight, at their worst, never exceed the cap, not after a restart of this actor either.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from sp2dpo_ray.annotate.place import Place
+
+STATE = "budget.json"
+
+
+class Budget:
+    """The arithmetic of the cap, in USD; `cap` None counts and never refuses."""
+
+    def __init__(self, cap: float | None, spent: float, reserved: float = 0.0) -> None:
+        self.cap = cap
+        self.spent = spent
+        self.reserved = reserved
+
+    def settle(self, released: float, paid: float) -> None:
+        """Attempts have ended: their reservations, and what they cost."""
+        self.reserved -= released
+        self.spent += paid
+
+    def reserve(self, wanted: Sequence[float]) -> tuple[int, bool]:
+        """How many of the wanted sums are reserved, first come first served, and whether the next
+        one is hopeless: not even if all that is in flight came back for free."""
+        for count, sum_ in enumerate(wanted):
+            if self.cap is not None and self.spent + self.reserved + sum_ > self.cap:
+                return count, self.spent + sum_ > self.cap
+            self.reserved += sum_
+        return len(wanted), False
+
+
+class Desk:
+    """Ray actor, one a run. What it must not forget it writes beside the journal before it answers.
+
+    patience_s: an attempt ends within this time; where nothing was settled for longer, money in
+    flight belongs to a lost actor, and waiting for it is hopeless too.
+    """
+
+    def __init__(
+        self, place: Place, session: str, cap: float | None, spent: float, patience_s: float
+    ) -> None:
+        self._place = place
+        self._session = session
+        self._patience_s = patience_s
+        self._budget = Budget(cap, spent)
+        self._settled_at = time.monotonic()
+        self._begun: set[str] = set()
+        self._forgot = ray.get_runtime_context().was_current_actor_reconstructed
+        if self._forgot and cap is not None and STATE in place.files(STATE):
+            state = json.loads(place.open(STATE).read())
+            if state["session"] == session:
+                self._budget = Budget(cap, state["spent"], state["reserved"])
+
+    def begin(self, batch: str) -> bool:
+        """Whether this batch may have been begun before, so that its calls may be on record."""
+        before = self._forgot or batch in self._begun
+        self._begun.add(batch)
+        return before
+
+    def exchange(self, released: float, paid: float, wanted: list[float]) -> tuple[int, bool]:
+        """Settle, then reserve; see `Budget`."""
+        now = time.monotonic()
+        if released:
+            self._settled_at = now
+        self._budget.settle(released, paid)
+        count, hopeless = self._budget.reserve(wanted)
+        if self._budget.cap is not None:
+            state = {"session": self._session, "spent": self._budget.spent,
+                     "reserved": self._budget.reserved}  # fmt: skip
+            self._place.put(STATE, json.dumps(state).encode())
+        if count < len(wanted) and now - self._settled_at > self._patience_s:
+            hopeless = True
+        return count, hopeless
+
+
+def open_desk(place: Place, cap: float | None, spent: float, patience_s: float) -> Any:
+    """The desk of this command; `spent` is what the journal holds."""
+    return (
+        ray.remote(Desk)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+        .remote(place, f"{time.time()}", cap, spent, patience_s)
+    )

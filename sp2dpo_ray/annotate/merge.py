@@ -1,0 +1,59 @@
+"""Merging a journal's segments: many small files become one a teacher.
+
+In: a journal nobody writes to. Out: the same journal in fewer files: every result, and the intents
+that have none; an intent that has its result says nothing that the result does not. Invariant: the
+merged file names what it stands for in its first line, so a reader that finds both counts neither
+twice, whenever this was cut off.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from typing import IO
+
+from sp2dpo_ray.annotate.journal import MERGED, SUFFIX, Entry, Journal, write_line
+from sp2dpo_ray.annotate.place import Place
+
+Ends = dict[str, tuple[int, int]]
+
+
+def merge_segments(place: Place) -> dict[str, int]:
+    """Merge each teacher's files into one; returns files and bytes before and after."""
+    before = place.files(SUFFIX)
+    folders = sorted({name.rpartition("/")[0] for name in before})
+    for folder in folders:
+        names = [name for name in before if name.rpartition("/")[0] == folder]
+        if len(names) > 1 or (names and MERGED not in names[0]):
+            _merge(place, folder, names)
+    after = place.files(SUFFIX)
+    return {
+        "files_before": len(before),
+        "files_after": len(after),
+        "bytes_before": sum(before.values()),
+        "bytes_after": sum(after.values()),
+    }
+
+
+def _merge(place: Place, folder: str, names: list[str]) -> None:
+    whole = Journal(place, folder)
+    answered = {entry["id"] for entry in whole.new_entries() if entry["kind"] == "result"}
+    ends: Ends = {name: whole.position(name) for name in names} | whole.stood_in_for
+    with tempfile.TemporaryFile() as file:
+        crc = _write(file, {"kind": "merged", "replaces": ends}, 0)
+        for entry in Journal(place, folder).new_entries():
+            if entry["kind"] != "intent" or entry["id"] not in answered:
+                crc = _write(file, entry, crc)
+        file.seek(0)
+        place.put_file(f"{folder}/{MERGED}{time.time_ns()}{SUFFIX}", file)
+    sizes = place.files(SUFFIX)
+    for name in names:
+        # a file that grew meanwhile has a writer: it stays, and is read from where it was
+        if sizes.get(name) == ends[name][0]:
+            place.remove(name)
+
+
+def _write(file: IO[bytes], entry: Entry, crc: int) -> int:
+    line, crc = write_line(entry, crc)
+    file.write(line)
+    return crc

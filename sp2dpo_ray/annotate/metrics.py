@@ -1,0 +1,32 @@
+"""What Ray's metrics endpoint shows of annotation, counted once a batch.
+
+Names are stable: `sp2dpo_annotation_calls_total` by teacher and outcome, and
+`sp2dpo_annotation_usd_total` by teacher.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from ray.util.metrics import Counter
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self._calls = Counter(
+            "sp2dpo_annotation_calls_total",
+            description="Calls to teachers, by how they ended; `reused` were on record",
+            tag_keys=("teacher", "outcome"),
+        )
+        self._usd = Counter(
+            "sp2dpo_annotation_usd_total",
+            description="Money spent on teachers in USD, from the usage that they report",
+            tag_keys=("teacher",),
+        )
+
+    def count(self, batch: pa.Table) -> None:
+        """Add the rows of one batch (`actor.OUTPUT`)."""
+        for row in batch.to_pylist():
+            outcome = "reused" if row["reused"] else row["outcome"]
+            self._calls.inc(row["calls"], {"teacher": row["teacher"], "outcome": outcome})
+            if row["usd"]:
+                self._usd.inc(row["usd"], {"teacher": row["teacher"]})

@@ -1,0 +1,92 @@
+"""Before the flood: every teacher is made, and asked once, where calls are made.
+
+In: the panel and a few pairs. Out: nothing, or an error that says what to mend. The one call is an
+expected one and goes on record, so it costs nothing extra. Invariant: a wrong key, a retired model,
+a refused option or a cap that leaves no room for an answer costs one call, not a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from sp2dpo_ray.annotate.actor import PanelSpec, seat
+from sp2dpo_ray.annotate.record import Record
+from sp2dpo_ray.core.annotation import Outcome
+from sp2dpo_ray.core.calls import Call, calls_of
+from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.errors import ConfigError, Sp2dpoError, Stopped, TeacherStopped
+from sp2dpo_ray.teachers.base import Reply
+
+CPUS = 0.25
+
+
+def preflight(spec: PanelSpec, pairs: list[Pair], record: Record, desk: Any) -> dict[str, Reply]:
+    """Ask each API teacher its first call that is not on record; replies by teacher.
+
+    Raises ConfigError for a missing key, package or option and for a cap that is too small,
+    TeacherStopped for a teacher that refuses. Keys lie on the machines that call, so asking the
+    driver would be asking the wrong one.
+    """
+    calls = _first_calls(spec, pairs, record)
+    try:
+        replies: dict[str, Reply] = ray.get(
+            ray.remote(num_cpus=CPUS)(_ask_once).remote(spec, calls, desk)
+        )
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, Sp2dpoError):
+            raise error.cause from None
+        raise
+    for name, reply in replies.items():
+        judge(name, reply, spec.decoding.max_output_tokens)
+    return replies
+
+
+def _first_calls(spec: PanelSpec, pairs: list[Pair], record: Record) -> dict[str, Call]:
+    external = {teacher.name for teacher in spec.teachers if teacher.external}
+    first: dict[str, Call] = {}
+    for pair in pairs:
+        calls = list(calls_of(pair, spec.identities, spec.prompts, redact=spec.redact))
+        for call, settled in zip(calls, record.settled([c.key for c in calls]), strict=True):
+            if not settled and call.teacher in external:
+                first.setdefault(call.teacher, call)
+        if first.keys() == external:
+            break
+    return first
+
+
+def _ask_once(spec: PanelSpec, calls: dict[str, Call], desk: Any) -> dict[str, Reply]:
+    async def ask() -> dict[str, Reply]:
+        # one call of a teacher in batch mode, too, goes out at once, at the full price
+        teachers = tuple(t.model_copy(update={"mode": "interactive"}) for t in spec.teachers)
+        chairs = await seat(replace(spec, teachers=teachers), desk)
+        try:
+            replies = await asyncio.gather(*(chairs[name].ask(calls[name]) for name in calls))
+        finally:
+            await asyncio.gather(*(chair.close() for chair in chairs.values()))
+        return dict(zip(calls, replies, strict=True))
+
+    return asyncio.run(ask())
+
+
+def judge(name: str, reply: Reply, cap: int) -> None:
+    """Raise what one reply says about all that would follow."""
+    if reply.outcome in (Outcome.AUTH, Outcome.NOT_ATTEMPTED):
+        raise TeacherStopped(
+            f"teacher {name}: {reply.detail}\nOne call was tried, none was answered. Mend the "
+            "cause, then run the same command"
+        )
+    if reply.outcome is Outcome.BUDGET_STOP:
+        raise Stopped(f"budget.usd has no room for the first call of teacher {name}. Raise it")
+    reasoning = reply.usage.reasoning_tokens if reply.usage else 0
+    if reply.outcome is Outcome.TRUNCATED and not (reply.text or "").strip():
+        spent = f" ({reasoning} of them on reasoning)" if reasoning else ""
+        raise ConfigError(
+            f"teacher {name}: decoding.max_output_tokens ({cap}) ran out before the answer began"
+            f"{spent}. Let the model reason less (teachers.{name}.options: reasoning_effort: "
+            "minimal for OpenAI, thinking_budget: 0 for Gemini, enable_thinking: false for "
+            "DashScope), or raise decoding.max_output_tokens"
+        )

@@ -1,0 +1,99 @@
+"""What the stages about teachers share: the panel, the calls that are expected, the journal's
+place.
+
+In: a `Run`. Out: the values that `annotate`, `plan` and `compact` work on. Invariant: no teacher is
+made here, so neither a key nor an SDK is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from sp2dpo_ray.annotate.actor import PanelSpec
+from sp2dpo_ray.annotate.place import find_place
+from sp2dpo_ray.annotate.table import Expected
+from sp2dpo_ray.annotate.twins import find_twins
+from sp2dpo_ray.core.ensemble import LinearMap
+from sp2dpo_ray.core.files import EVAL, TRAIN
+from sp2dpo_ray.core.prompts import load_prompts
+from sp2dpo_ray.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """The whole panel of a run and the files of pairs by split."""
+
+    spec: PanelSpec
+    files: dict[str, Path]
+
+    @property
+    def expected(self) -> Expected:
+        spec = self.spec
+        return Expected(spec.identities, spec.prompts, spec.redact, spec.early_stop)
+
+    @property
+    def pairs(self) -> int:
+        return sum(pq.read_metadata(file).num_rows for file in self.files.values())
+
+    @property
+    def calls_each(self) -> int:
+        """Calls of one teacher."""
+        return self.pairs * len(self.spec.prompts.systems)
+
+    @property
+    def interactive(self) -> PanelSpec:
+        """The teachers that are asked call by call."""
+        chosen = tuple(t for t in self.spec.teachers if t.mode == "interactive")
+        return replace(self.spec, teachers=chosen)
+
+    @property
+    def batch(self) -> list[PanelSpec]:
+        """The teachers in batch mode, each by itself."""
+        chosen = (t for t in self.spec.teachers if t.mode == "batch")
+        return [replace(self.spec, teachers=(teacher,)) for teacher in chosen]
+
+    def without_twins(self) -> Panel:
+        """The same, knowing which pairs repeat the texts of others."""
+        twins = find_twins(list(self.files.values()), redact=self.spec.redact)
+        return replace(self, spec=replace(self.spec, twins=twins))
+
+    @property
+    def settings(self) -> Any:
+        """What of the configuration decides the annotations."""
+        spec = self.spec
+        return {
+            "teachers": [[i.name, i.provider, i.model, i.decoding] for i in spec.identities],
+            "prompts": spec.prompts.digest,
+            "evaluation": EVAL in self.files,
+            "redact": spec.redact,
+            "early_stop": spec.early_stop and [spec.early_stop[0], repr(spec.early_stop[1])],
+        }
+
+
+def panel_of(run: Run) -> Panel:
+    """The panel as the configuration has it."""
+    config = run.config
+    annotate = config.annotate
+    # a teacher's requests in flight are shared out among the actors, so more would be too many
+    actors = min(annotate.actors, *(teacher.limits.in_flight for teacher in config.teachers))
+    economy = None
+    if annotate.early_stop is not None:
+        beta_of = LinearMap(config.mapping.beta_min, config.mapping.beta_max)
+        economy = (annotate.early_stop, beta_of)
+    spec = PanelSpec(
+        teachers=config.teachers,
+        decoding=config.decoding,
+        prompts=load_prompts(config.prompts.variants, config.prompts.dir),
+        place=find_place(annotate.journal or str(run.path("journal"))),
+        actors=actors,
+        max_failures=annotate.max_failures,
+        max_pause_s=annotate.max_pause_s,
+        redact=annotate.redact,
+        early_stop=economy,
+    )
+    splits = (TRAIN, EVAL) if annotate.evaluation else (TRAIN,)
+    return Panel(spec, {name: run.pairs_file(name) for name in splits})

@@ -1,0 +1,30 @@
+"""Stage `plan`: what annotation would still cost, before anything is asked.
+
+In: `pairs/`, the journal. Out: figures by teacher; nothing is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sp2dpo_ray.annotate.journal import Journal
+from sp2dpo_ray.annotate.outlook import look_ahead, total
+from sp2dpo_ray.annotate.record import read_record
+from sp2dpo_ray.run import Run, Summary
+from sp2dpo_ray.stages.panel import panel_of
+
+
+def plan(run: Run) -> Summary:
+    """Calls, tokens, money and hours that are missing, less what is on record."""
+    panel = panel_of(run)
+    run.provenance("plan", panel.settings, {"prepare": run.path("pairs")})  # the pairs are whole
+    panel = panel.without_twins()
+    record = read_record(Journal(panel.spec.place).new_entries())
+    outlooks = look_ahead(list(panel.files.values()), panel.spec, record)
+    budget = run.config.budget.usd
+    return {
+        **total(outlooks),
+        "budget_usd": budget,
+        "unanswered": record.unanswered,
+        "teachers": {name: asdict(outlook) for name, outlook in outlooks.items()},
+    }
