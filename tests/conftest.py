@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.fault_server import KEY
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["TEST_KEY"] = KEY  # before Ray starts: its workers inherit this environment
 
 REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = REPOSITORY.parent / "shared" / "data"

@@ -244,13 +244,17 @@ class Runner:
 
     async def _patiently(self, operation: Callable[[], Awaitable[Any]]) -> Any:
         """One operation of the batch API, again where an error may pass."""
+
+        async def once() -> Any:
+            return await operation()
+
         try:
             return await AsyncRetrying(
                 retry=retry_if_exception(lambda error: self._api.refused(error) is False),
                 stop=stop_after_attempt(self._decoding.retries + 1),
                 wait=wait_random_exponential(self._decoding.retry_base_s, max=LONGEST_WAIT_S),
                 reraise=True,
-            )(operation)
+            )(once)
         except Exception as error:
             if self._api.refused(error) is None:
                 raise

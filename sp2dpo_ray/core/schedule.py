@@ -88,9 +88,10 @@ def build_schedule(
     in_range = (magnitude >= 0) & (magnitude <= 1) & (confidence >= 0) & (confidence <= 1)
     valid = (grid.category_NJK >= 0) & in_range
     # a call that economy mode skipped is missing by intention: its columns are empty
-    skipped: NDArray[np.bool_] = np.equal(grid.outcome_NJK, str(Outcome.SKIPPED))
-    answered = valid.any(axis=2).all(axis=1)
-    complete = np.asarray((valid | skipped).all(axis=2).all(axis=1) & answered)
+    skipped = np.asarray(grid.outcome_NJK == str(Outcome.SKIPPED), dtype=bool)
+    answered = np.asarray(valid.any(axis=2)).all(axis=1)
+    expected = np.asarray(valid | skipped)
+    complete = np.asarray(expected.all(axis=(1, 2)) & answered)
     whole = _Grid(
         [name for name, keep in zip(grid.ids, complete, strict=True) if keep],
         grid.category_NJK[complete],
@@ -99,7 +100,7 @@ def build_schedule(
         grid.outcome_NJK[complete],
     )
     table, diagnostics = _columns(whole, panel, beta_of)
-    return Schedule(table, diagnostics, _excluded(grid, panel, valid | skipped, complete))
+    return Schedule(table, diagnostics, _excluded(grid, panel, expected, complete))
 
 
 def _dense(annotations: pa.Table, panel: Panel) -> _Grid:

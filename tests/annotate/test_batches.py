@@ -1,0 +1,280 @@
+"""Batch mode: the real SDKs against the two batch APIs; nothing is handed in twice."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sp2dpo_ray.annotate.actor import PanelSpec
+from sp2dpo_ray.annotate.batches import Order, Runner
+from sp2dpo_ray.annotate.desk import Budget
+from sp2dpo_ray.annotate.journal import Journal
+from sp2dpo_ray.annotate.place import Folder
+from sp2dpo_ray.annotate.record import Answers, Record, read_record
+from sp2dpo_ray.config import DecodingSection, TeacherSection
+from sp2dpo_ray.core.calls import calls_of
+from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
+from sp2dpo_ray.core.prompts import load_prompts
+from sp2dpo_ray.errors import TeacherStopped
+from tests.annotate.test_limits import FakeDesk
+from tests.fault_server import KEY, Server, serve
+from tests.wires import ANSWER
+
+PROMPTS = load_prompts(("v1", "v2", "v3"))
+DECODING = DecodingSection(retries=2, retry_base_s=0.01)
+PAIRS = 10
+CALLS = 3 * PAIRS
+each_provider = pytest.mark.parametrize("provider", ["openai", "gemini"])
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    rows = [
+        {"prompt_id": f"p{n}", "prompt": [{"role": "user", "content": f"question {n}"}],
+         "chosen": f"good {n}", "rejected": f"bad {n}"}
+        for n in range(PAIRS)
+    ]  # fmt: skip
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(PAIR_FIELDS)), path)
+    return path
+
+
+def order(provider: str, server: Server, pairs: Path) -> Order:
+    teacher = TeacherSection.model_validate(
+        {"name": "t", "provider": provider, "model": "m", "mode": "batch",
+         "base_url": server.url_of(provider), "api_key_env": "TEST_KEY",
+         "price": {"input": 1.0, "output": 1.0, "as_of": "2026-01-01"}}
+    )  # fmt: skip
+    place = Folder(pairs.parent / "journal")
+    spec = PanelSpec((teacher,), DECODING, PROMPTS, place, 1, 25, 10.0)
+    return Order(spec, [pairs], read_record(Journal(place).new_entries()), poll_s=0.01)
+
+
+def counts(rows: list[dict[str, Any]]) -> dict[tuple[str, bool], int]:
+    found: Counter[tuple[str, bool]] = Counter()
+    for row in rows:
+        found[row["outcome"], row["reused"]] += row["calls"]
+    return dict(found)
+
+
+def work(the: Order, desk: Any = None, *, most_requests: int | None = None) -> list[dict[str, Any]]:
+    async def run() -> list[dict[str, Any]]:
+        runner = Runner(the, desk or FakeDesk(Budget(None, 0.0)))
+        if most_requests:
+            runner._api.most_requests = most_requests
+        try:
+            return [row async for rows in runner.rounds() for row in rows]
+        finally:
+            await runner.close()
+
+    return asyncio.run(run())
+
+
+def batches_of(server: Server, provider: str) -> Any:
+    return server.openai_batches if provider == "openai" else server.gemini_batches
+
+
+def record_of(pairs: Path) -> Record:
+    return read_record(Journal(Folder(pairs.parent / "journal")).new_entries())
+
+
+@each_provider
+def test_files_go_out_and_answers_come_back_under_the_same_keys(provider: str, pairs: Path) -> None:
+    with serve() as server:
+        the = order(provider, server, pairs)
+        rows = work(the, most_requests=7)
+        batches = batches_of(server, provider)
+        assert len(batches.jobs) == 5  # 30 calls, 7 to a file
+        assert not server.requests  # no call at the full price
+    assert counts(rows) == {("ok", False): CALLS}
+    keys = [
+        call.key
+        for pair in pairs_from(pq.read_table(pairs))
+        for call in calls_of(pair, the.spec.identities, PROMPTS)
+    ]
+    assert batches.asked == Counter(keys)
+    answers = Answers(Journal(the.spec.place).new_entries())
+    assert {answer.text for answer in answers.get(keys).values()} == {ANSWER}
+    assert len(answers.get(keys)) == CALLS
+    record = record_of(pairs)
+    assert (record.jobs, record.unanswered) == ({}, 0)
+    # 120 tokens a call at 1 USD a million, at half price
+    assert record.spent["t"].usd == pytest.approx(CALLS * 120e-6 / 2)
+    assert sum(row["usd"] for row in rows) == pytest.approx(record.spent["t"].usd)
+
+    with serve() as server:
+        again = work(order(provider, server, pairs))
+        assert not batches_of(server, provider).jobs
+    assert counts(again) == {("ok", True): CALLS}
+
+
+@each_provider
+def test_a_request_in_a_file_is_the_request_of_interactive_mode(provider: str, pairs: Path) -> None:
+    """The same body, to the last option: else the same key would stand for two things."""
+    import json
+
+    from sp2dpo_ray.teachers.catalogue import make_teacher
+
+    with serve() as server:
+        the = order(provider, server, pairs)
+        pair = pairs_from(pq.read_table(pairs))[0]
+        call = next(calls_of(pair, the.spec.identities, PROMPTS))
+
+        async def ask() -> bytes:
+            teacher = make_teacher(the.teacher, DECODING)
+            await teacher.ask(call)
+            await teacher.close()
+            runner = Runner(the, None)
+            line = runner._api.line(call)
+            await runner.close()
+            return line
+
+        line = json.loads(asyncio.run(ask()))
+        (sent,) = server.requests
+    if provider == "openai":
+        assert line["body"] == sent
+    else:
+        sent["systemInstruction"].pop("role", None)
+        assert line["request"] == sent
+    assert (line.get("custom_id") or line.get("key")) == call.key
+
+
+@each_provider
+def test_a_lost_answer_to_a_creation_makes_no_second_job(provider: str, pairs: Path) -> None:
+    with serve() as server:
+        batches = batches_of(server, provider)
+        batches.refuse_creation = 1
+        rows = work(order(provider, server, pairs))
+    assert counts(rows) == {("ok", False): CALLS}
+    assert len(batches.jobs) == 1
+    assert max(batches.asked.values()) == 1
+
+
+@each_provider
+def test_a_killed_command_finds_its_jobs_again(provider: str, pairs: Path) -> None:
+    """Cut off while it waits; the next one takes the results and hands in nothing."""
+    with serve() as server:
+        batches = batches_of(server, provider)
+        batches.polls = 1_000_000
+
+        async def cut_off() -> None:
+            runner = Runner(order(provider, server, pairs), FakeDesk(Budget(None, 0.0)))
+            async with asyncio.timeout(1.0):
+                async for _ in runner.rounds():
+                    pass
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(cut_off())
+        record = record_of(pairs)
+        (job,) = record.jobs.values()
+        assert job.id in batches.jobs
+        assert len(job.intents) == CALLS
+        assert record.usd > 0  # at its worst, until the results are there
+        for known in batches.jobs.values():
+            known["looks"] = 0
+        batches.polls = 1
+        desk = FakeDesk(Budget(None, record.usd))
+        rows = work(order(provider, server, pairs), desk)
+        assert len(batches.jobs) == 1
+    assert counts(rows) == {("ok", False): CALLS}
+    assert max(batches.asked.values()) == 1
+    assert desk.budget.spent == pytest.approx(record_of(pairs).usd)
+
+
+@each_provider
+def test_a_command_killed_before_the_id_was_recorded_looks_for_its_job(
+    provider: str, pairs: Path
+) -> None:
+    with serve() as server:
+        batches = batches_of(server, provider)
+        batches.polls = 1_000_000
+
+        async def cut_off(*, created: bool) -> None:
+            runner = Runner(order(provider, server, pairs), FakeDesk(Budget(None, 0.0)))
+            submit = runner._api.submit
+
+            async def killed(token: str, content: bytes) -> str:
+                if created:
+                    await submit(token, content)
+                raise KeyboardInterrupt
+
+            runner._api.submit = killed  # type: ignore[method-assign]
+            async for _ in runner.rounds():
+                pass
+
+        for created in (False, True):
+            with pytest.raises(KeyboardInterrupt):
+                asyncio.run(cut_off(created=created))
+            if not created:
+                # that job never came to be: its money is free again, its calls are asked anew
+                assert len(record_of(pairs).jobs) == 1
+        assert len(batches.jobs) == 1
+        batches.polls = 1
+        rows = work(order(provider, server, pairs))
+        assert len(batches.jobs) == 1
+    assert counts(rows) == {("ok", False): CALLS}
+    assert (record_of(pairs).jobs, record_of(pairs).unanswered) == ({}, 0)
+
+
+def test_an_expired_job_gives_what_it_has_and_the_rest_is_asked_again(pairs: Path) -> None:
+    with serve() as server:
+        batches = server.openai_batches
+        batches.fate = "expired"  # half of the lines
+        rows = work(order("openai", server, pairs))
+        halves = [len(batches.files[job["source"]].splitlines()) for job in batches.jobs.values()]
+    assert halves == [30, 15, 8]  # three rounds: decoding.retries is 2
+    assert counts(rows) == {("ok", False): 15 + 7 + 4, ("transport", False): 4}
+    assert sum(record_of(pairs).settled([k]) == [True] for k in batches.asked) == 26
+
+
+@each_provider
+def test_failed_and_missing_lines_are_asked_again_alone(provider: str, pairs: Path) -> None:
+    turns = itertools.count()
+    with serve() as server:
+        batches = batches_of(server, provider)
+        batches.plan = lambda _: ["ok", "error", "missing"][next(turns) % 3]
+        rows = work(order(provider, server, pairs))
+    assert sum(counts(rows).values()) == CALLS
+    # a third of 30, of the 20 left, and of the 13 left then
+    assert counts(rows) == {("ok", False): 10 + 7 + 4, ("transport", False): 9}
+    assert max(batches.asked.values()) == 3
+
+
+def test_a_job_that_fails_stops_with_its_reason(pairs: Path) -> None:
+    with serve() as server:
+        server.openai_batches.fate = "failed"
+        with pytest.raises(TeacherStopped, match=r"teacher t: batch job batch_2 failed"):
+            work(order("openai", server, pairs))
+    assert record_of(pairs).jobs == {}
+
+
+def test_a_wrong_key_stops_before_anything_is_created(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve() as server:
+        the = order("openai", server, pairs)
+        section = the.teacher.model_copy(update={"base_url": server.url + "/nowhere"})
+        the = replace(the, spec=replace(the.spec, teachers=(section,)))
+        with pytest.raises(TeacherStopped, match=r"teacher t: batch: NotFoundError"):
+            work(the)
+
+
+def test_a_file_that_the_budget_has_no_room_for_is_not_handed_in(pairs: Path) -> None:
+    with serve() as server:
+        rows = work(order("openai", server, pairs), FakeDesk(Budget(1e-6, 0.0)))
+        assert not server.openai_batches.jobs
+    assert counts(rows) == {("budget_stop", False): CALLS}
+    assert not list(Journal(Folder(pairs.parent / "journal")).new_entries())

@@ -1,0 +1,116 @@
+"""The journal in an object store: moto's S3 server, spoken to through pyarrow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sp2dpo_ray.annotate.journal import Journal, Segment
+from sp2dpo_ray.annotate.merge import merge_segments
+from sp2dpo_ray.annotate.place import ObjectStore, find_place
+from sp2dpo_ray.annotate.record import read_record
+from sp2dpo_ray.errors import ArtifactError, ConfigError
+from tests.annotate.test_journal import CALLS, KEYS, answers_of, attempt, mixed, ok, state_of
+
+SECRET = "canary-secret-key"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URI of a bucket on a server of its own."""
+    from moto.server import ThreadedMotoServer
+
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AWS_ACCESS_KEY_ID", "test")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    patch.setenv("NO_PROXY", "127.0.0.1")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    import boto3
+
+    boto3.client(
+        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1"
+    ).create_bucket(Bucket="pairs")
+    query = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    yield "s3://pairs/{}" + query
+    server.stop()
+    patch.undo()
+
+
+def test_it_holds_what_a_folder_holds(bucket: str) -> None:
+    place = find_place(bucket.format("a"))
+    assert list(Journal(place).new_entries()) == []
+    mixed(place)
+    record = read_record(Journal(place).new_entries())
+    assert record.settled(KEYS) == [True, True, False]
+    assert record.unanswered == 1
+    assert answers_of(place)[KEYS[0]] == ("ok", "one")
+
+
+def test_many_entries_make_few_objects_and_none_is_lost(bucket: str) -> None:
+    place = find_place(bucket.format("b"))
+
+    async def run() -> None:
+        segment = Segment(place, "t")
+        entries = [entry for _ in range(100) for entry in attempt(CALLS[0], ok())]
+        await asyncio.gather(*(segment.append(entry) for entry in entries))
+
+    asyncio.run(run())
+    assert len(list(Journal(place).new_entries())) == 200
+    assert len(place.files(".jsonl")) < 20
+
+
+def test_an_entry_is_there_when_append_returns(bucket: str) -> None:
+    place = find_place(bucket.format("c"))
+
+    async def run() -> None:
+        segment = Segment(place, "t")
+        for count, call in enumerate(CALLS, start=1):
+            await segment.append(attempt(call, None)[0])
+            assert len(list(Journal(place).new_entries())) == count
+
+    asyncio.run(run())
+
+
+def test_merging_and_reading_on(bucket: str) -> None:
+    place = find_place(bucket.format("d"))
+    mixed(place)
+    journal = Journal(place)
+    before = state_of(place)
+    assert len(list(journal.new_entries())) == 9
+    assert merge_segments(place)["files_after"] == 1
+    assert state_of(place) == before
+
+
+def test_an_altered_object_is_refused(bucket: str) -> None:
+    place = find_place(bucket.format("e"))
+    mixed(place)
+    name = next(iter(place.files(".jsonl")))
+    place.put(name, place.open(name).read().replace(b"p", b"q", 1))
+    with pytest.raises(ArtifactError, match=r"pairs/e/t/.*was altered"):
+        read_record(Journal(place).new_entries())
+
+
+def test_it_travels_without_credentials(bucket: str) -> None:
+    import pickle
+
+    place = find_place(bucket.format("f"))
+    sent = pickle.dumps(place)
+    assert SECRET.encode() not in sent
+    place.put("x", b"1")
+    again: Any = pickle.loads(sent)
+    assert isinstance(again, ObjectStore)
+    assert again.open("x").read() == b"1"
+
+
+def test_what_cannot_be_reached_is_said(bucket: str) -> None:
+    with pytest.raises(ConfigError, match=r"annotate\.journal: 'ftp://x/y' cannot be used"):
+        find_place("ftp://x/y")
+    place = find_place(bucket.format("x").replace("pairs", "no-such-bucket"))
+    with pytest.raises(OSError, match="no-such-bucket"):
+        asyncio.run(Segment(place, "t").append(attempt(CALLS[0], None)[0]))
