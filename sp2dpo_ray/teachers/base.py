@@ -106,3 +106,15 @@ def seconds(value: str | None, unit: str = "s") -> float | None:
         parts = re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", value)
         found = sum(float(number) * SECONDS[name] for number, name in parts)
     return found if 0 <= found < float("inf") else None
+
+
+def root_of(error: BaseException) -> BaseException:
+    """What lies under the SDK's and the transport's wrappers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def never_sent(root: BaseException) -> bool:
+    """Whether the connection failed before the request was on its way."""
+    return isinstance(root, ConnectionRefusedError) or "Connector" in type(root).__name__

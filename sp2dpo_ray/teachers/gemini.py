@@ -18,7 +18,7 @@ from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import ANSWER_SCHEMA, Outcome
 from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.costs import Usage
-from sp2dpo_ray.teachers.base import Reply, api_key, clean, seconds
+from sp2dpo_ray.teachers.base import Reply, api_key, clean, never_sent, seconds
 from sp2dpo_ray.teachers.settings import Settings, in_words_of
 
 API_VERSION = "v1beta"  # the version that Google's documents describe; the SDK's default moves
@@ -90,11 +90,8 @@ class GeminiTeacher:
         except errors.APIError as error:
             return failure(error, self._key)
         except aiohttp.ClientError as error:
-            return Reply(
-                Outcome.TRANSPORT,
-                detail=clean(f"{type(error).__name__}: {error}", self._key),
-                maybe_billed=not isinstance(error, aiohttp.ClientConnectorError),
-            )
+            detail = clean(f"{type(error).__name__}: {error}", self._key)
+            return Reply(Outcome.TRANSPORT, detail=detail, maybe_billed=not never_sent(error))
         except ValueError as error:  # an HTTP error whose body is broken JSON loses its status
             detail = clean(f"unreadable error: {error}", self._key)
             return Reply(Outcome.TRANSPORT, detail=detail, maybe_billed=True)

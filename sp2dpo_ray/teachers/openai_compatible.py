@@ -19,7 +19,7 @@ from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import ANSWER_SCHEMA, Outcome
 from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.costs import Usage
-from sp2dpo_ray.teachers.base import Reply, api_key, clean, seconds
+from sp2dpo_ray.teachers.base import Reply, api_key, clean, never_sent, root_of, seconds
 from sp2dpo_ray.teachers.settings import Settings, in_words_of
 
 PATH = "/chat/completions"
@@ -100,18 +100,6 @@ class OpenAITeacher:
 
     async def close(self) -> None:
         await self._client.close()
-
-
-def root_of(error: BaseException) -> BaseException:
-    """What lies under the SDK's and the transport's wrappers."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def never_sent(root: BaseException) -> bool:
-    """Whether the connection failed before the request was on its way."""
-    return isinstance(root, ConnectionRefusedError) or "Connector" in type(root).__name__
 
 
 def failure(error: openai.APIStatusError, key: str | None) -> Reply:
