@@ -30,7 +30,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sp2dpo_ray.core.artifact import Provenance, publish
+from sp2dpo_ray.core.artifact import ROWS_AT_ONCE, Provenance, publish
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
 
 ROOT = Path(__file__).parent.parent
@@ -71,8 +71,8 @@ def write_pairs(run: Path, count: int, length: int = 60) -> None:
     with publish(run / "pairs", Provenance("prepare", f"synthetic-{count}", "", {})) as draft:
         for name, rows in (("train", count), ("eval", 0)):
             with pq.ParquetWriter(draft.path / f"{name}.parquet", schema) as writer:
-                for start in range(0, rows, 10_000):
-                    numbers = range(start, min(start + 10_000, rows))
+                for start in range(0, rows, ROWS_AT_ONCE):
+                    numbers = range(start, min(start + ROWS_AT_ONCE, rows))
                     writer.write_table(
                         pa.table(
                             {

@@ -33,6 +33,7 @@ from sp2dpo_ray.core.prompts import PromptSet
 from sp2dpo_ray.teachers.base import identity
 from sp2dpo_ray.teachers.catalogue import make_teacher
 
+PLACE = "place"  # column of a pair's number among all pairs of the stage
 OUTPUT = pa.schema(
     [
         ("teacher", pa.string()),
@@ -122,8 +123,8 @@ class PanelActor:
         pairs = [pair for pair in pairs_from(batch) if pair.prompt_id not in self._spec.twins]
         counts = _Counts()
         if pairs:
-            if await self._desk.begin.remote(pairs[0].prompt_id):
-                # Ray gives a lost actor's batch to this one: look at what was recorded meanwhile
+            if await self._desk.begin.remote(batch[PLACE].to_pylist()):
+                # Ray gives a lost actor's pairs to this one: look at what was recorded meanwhile
                 self._late |= await asyncio.to_thread(self._recorded)
             await self._ask_all(pairs, counts)
         table = counts.table(self._money_since())

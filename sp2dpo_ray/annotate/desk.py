@@ -1,7 +1,7 @@
-"""The desk of one run: its budget, and which batches were begun.
+"""The desk of one run: its budget, and which pairs were begun.
 
-In: reservations and what became of them; names of batches. Out: whether money is left; whether a
-batch may have been worked on before. Invariant: money spent and money reserved for attempts in
+In: reservations and what became of them; places of pairs. Out: whether money is left; whether a
+pair may have been worked on before. Invariant: money spent and money reserved for attempts in
 flight, at their worst, never exceed the cap, not after a restart of this actor either.
 """
 
@@ -57,17 +57,22 @@ class Desk:
         self._patience_s = patience_s
         self._budget = Budget(cap, spent)
         self._settled_at = time.monotonic()
-        self._begun: set[str] = set()
+        self._begun = bytearray()  # a byte a pair
         self._forgot = ray.get_runtime_context().was_current_actor_reconstructed
         if self._forgot and cap is not None and STATE in place.files(STATE):
             state = json.loads(place.open(STATE).read())
             if state["session"] == session:
                 self._budget = Budget(cap, state["spent"], state["reserved"])
 
-    def begin(self, batch: str) -> bool:
-        """Whether this batch may have been begun before, so that its calls may be on record."""
-        before = self._forgot or batch in self._begun
-        self._begun.add(batch)
+    def begin(self, places: list[int]) -> bool:
+        """Whether any of these pairs may have been begun before, so that calls may be on record.
+
+        Of pairs and not of batches: what Ray runs again it may cut in other places.
+        """
+        self._begun.extend(bytes(max(0, max(places) + 1 - len(self._begun))))
+        before = self._forgot or any(self._begun[place] for place in places)
+        for place in places:
+            self._begun[place] = 1
         return before
 
     def exchange(self, released: float, paid: float, wanted: list[float]) -> tuple[int, bool]:

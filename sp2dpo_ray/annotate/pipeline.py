@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from sp2dpo_ray.annotate.actor import PanelActor, PanelSpec
+from sp2dpo_ray.annotate.actor import PLACE, PanelActor, PanelSpec
 from sp2dpo_ray.annotate.record import Record
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
@@ -120,12 +122,22 @@ def _patient_small_blocks() -> Iterator[None]:
 def _stream(
     files: list[Path], spec: PanelSpec, record: Record, desk: Any, pairs_per_batch: int
 ) -> Any:
-    pairs = ray.data.read_parquet([str(path) for path in files], num_cpus=READER_CPUS)
-    pairs = pairs.select_columns([field.name for field in PAIR_FIELDS])
+    pieces, rows = [], 0
+    for path in files:
+        metadata = pq.read_metadata(path)
+        for group in range(metadata.num_row_groups):
+            pieces.append({"path": str(path), "group": group, "first": rows})
+            rows += metadata.row_group(group).num_rows
+    if not pieces:
+        return []
+    # plain tasks, each of which Ray can run again: its own Parquet reader fails with its node
+    pairs = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
+        _read_piece, batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS
+    )
     calls_at_once = max(t.limits.in_flight for t in spec.teachers) // spec.actors
     at_once = -(-2 * calls_at_once // (pairs_per_batch * len(spec.prompts.systems)))
     at_once = max(LEAST_BATCHES_AT_ONCE, at_once)
-    rows = pairs.repartition(target_num_rows_per_block=pairs_per_batch).map_batches(
+    counts = pairs.repartition(target_num_rows_per_block=pairs_per_batch).map_batches(
         PanelActor,
         fn_constructor_args=(spec, ray.put(record.keys), ray.put(record.gaps), desk),
         batch_size=pairs_per_batch,
@@ -138,7 +150,16 @@ def _stream(
             enable_true_multi_threading=True,
         ),
     )
-    return rows.iter_batches(batch_size=None, batch_format="pyarrow")
+    return counts.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _read_piece(piece: pa.Table) -> pa.Table:
+    """One row group of a file of pairs, each pair with its place among all."""
+    (row,) = piece.to_pylist()
+    columns = [field.name for field in PAIR_FIELDS]
+    pairs = pq.ParquetFile(row["path"]).read_row_group(row["group"], columns=columns)
+    places = pa.array(range(row["first"], row["first"] + pairs.num_rows), pa.int64())
+    return pairs.append_column(PLACE, places)
 
 
 GO_ON = (

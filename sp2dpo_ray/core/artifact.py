@@ -25,6 +25,7 @@ from sp2dpo_ray.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+ROWS_AT_ONCE = 4_096  # of a row group: what a reader must hold at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,13 @@ class Draft:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a table as parquet; equal tables give equal bytes."""
-        pq.write_table(table, self.path / name, compression="zstd", write_statistics=True)
+        pq.write_table(
+            table,
+            self.path / name,
+            compression="zstd",
+            write_statistics=True,
+            row_group_size=ROWS_AT_ONCE,
+        )
 
 
 @contextlib.contextmanager

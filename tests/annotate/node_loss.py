@@ -1,0 +1,71 @@
+"""A script: annotate on a cluster of three nodes, one of which is killed in the middle.
+
+Run as: python -m tests.annotate.node_loss CONFIG OVERRIDE... Prints the stage's summary as JSON.
+The node that is killed is one that runs a panel actor, so the actor comes up again elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+from sp2dpo_ray.config import load_config
+from sp2dpo_ray.run import Run
+from sp2dpo_ray.stages import STAGES
+from tests.processes import panel_actors
+
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 << 20}
+SECONDS_BEFORE = 4.0  # of asking, so that some answers are on record and some are not
+
+
+def raylet_of(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def node_with_an_actor(nodes: list[Any]) -> Any:
+    """A worker node whose raylet is an ancestor of a panel actor; waits for one."""
+    while True:
+        for actor in panel_actors():
+            ancestors = {parent.pid for parent in actor.parents()}
+            for node in nodes:
+                if raylet_of(node) in ancestors:
+                    return node
+        time.sleep(0.2)
+
+
+def main() -> None:
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args=NODE | {"include_dashboard": False},
+    )
+    nodes = [cluster.add_node(**NODE) for _ in range(2)]
+    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+    run = Run(load_config(sys.argv[1], tuple(sys.argv[2:])))
+    STAGES["prepare"](run)
+    killed = []
+
+    def kill() -> None:
+        node = node_with_an_actor(nodes)
+        time.sleep(SECONDS_BEFORE)
+        children = psutil.Process(raylet_of(node)).children(recursive=True)
+        killed.extend(child.pid for child in children if child in panel_actors())
+        cluster.remove_node(node, allow_graceful=False)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    summary = STAGES["annotate"](run)
+    killer.join(1)
+    print(json.dumps(summary | {"killed": len(killed)}), flush=True)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
