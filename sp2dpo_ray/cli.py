@@ -42,36 +42,33 @@ app = typer.Typer(
 )
 
 
+ConfigFile = Annotated[str, typer.Argument(help="YAML file with the whole configuration.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON line.")]
+Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Ask no teacher: what is on record must do.")
+]
+
+
 def _command(stage: Stage) -> None:
     """A command of a stage; those that may ask teachers can be told not to."""
 
     def asking(
-        config: Annotated[str, typer.Argument(help="YAML file with the whole configuration.")],
-        set_: Annotated[
-            list[str] | None,
-            typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated."),
-        ] = None,
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print the summary as one JSON line.")
-        ] = False,
-        debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
-        offline: Annotated[
-            bool, typer.Option("--offline", help="Ask no teacher: what is on record must do.")
-        ] = False,
+        config: ConfigFile,
+        set_: Overrides = None,
+        as_json: AsJson = False,
+        debug: Debug = False,
+        offline: Offline = False,
     ) -> None:
         work = partial(_work, config, set_, as_json, stage, offline=offline)
         raise typer.Exit(_guarded(work, debug))
 
     def command(
-        config: Annotated[str, typer.Argument(help="YAML file with the whole configuration.")],
-        set_: Annotated[
-            list[str] | None,
-            typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated."),
-        ] = None,
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print the summary as one JSON line.")
-        ] = False,
-        debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+        config: ConfigFile, set_: Overrides = None, as_json: AsJson = False, debug: Debug = False
     ) -> None:
         asking(config, set_, as_json, debug)
 

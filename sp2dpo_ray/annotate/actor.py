@@ -18,20 +18,15 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from sp2dpo_ray.annotate.chair import Chair, make_chair
+from sp2dpo_ray.annotate.chair import seat
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.metrics import Metrics
-from sp2dpo_ray.annotate.place import Place
 from sp2dpo_ray.annotate.record import gap_of, places_of, prefix
-from sp2dpo_ray.config import DecodingSection, TeacherSection
+from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
-from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
+from sp2dpo_ray.core.calls import Call, calls_of
 from sp2dpo_ray.core.economy import needed_first, settled
-from sp2dpo_ray.core.ensemble import LinearMap
 from sp2dpo_ray.core.pairs import Pair, pairs_from
-from sp2dpo_ray.core.prompts import PromptSet
-from sp2dpo_ray.teachers.base import identity
-from sp2dpo_ray.teachers.catalogue import make_teacher
 
 PLACE = "place"  # column of a pair's number among all pairs of the stage
 OUTPUT = pa.schema(
@@ -44,30 +39,6 @@ OUTPUT = pa.schema(
         ("detail", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class PanelSpec:
-    """Everything an actor needs to ask the panel; travels to the actor, so it holds no key.
-
-    twins: ids of pairs whose texts stand under an earlier id too; one call serves both.
-    early_stop: tolerance of the economy mode and the map that it is measured with, or None.
-    """
-
-    teachers: tuple[TeacherSection, ...]
-    decoding: DecodingSection
-    prompts: PromptSet
-    place: Place
-    actors: int
-    max_failures: int
-    max_pause_s: float
-    redact: bool = False
-    twins: frozenset[str] = frozenset()
-    early_stop: tuple[float, LinearMap] | None = None
-
-    @property
-    def identities(self) -> tuple[TeacherIdentity, ...]:
-        return tuple(identity(teacher, self.decoding) for teacher in self.teachers)
 
 
 @dataclass(slots=True)
@@ -185,11 +156,3 @@ class PanelActor:
         spent = {name: chair.usd - self._usd[name] for name, chair in self._chairs.items()}
         self._usd = {name: chair.usd for name, chair in self._chairs.items()}
         return spent
-
-
-async def seat(spec: PanelSpec, desk: Any) -> dict[str, Chair]:
-    """Every teacher of the panel in its chair; the calling loop is theirs from then on."""
-    return {
-        teacher.name: make_chair(teacher, spec, make_teacher(teacher, spec.decoding), desk)
-        for teacher in spec.teachers
-    }

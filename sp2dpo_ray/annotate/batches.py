@@ -20,11 +20,11 @@ import ray
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
-from sp2dpo_ray.annotate.actor import PanelSpec
 from sp2dpo_ray.annotate.chair import intent_entry, price_of, result_entry
 from sp2dpo_ray.annotate.gate import WAIT_FOR_MONEY_S
 from sp2dpo_ray.annotate.journal import Entry, Segment
 from sp2dpo_ray.annotate.record import Job, Record
+from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.annotate.table import pair_chunks
 from sp2dpo_ray.config import TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome

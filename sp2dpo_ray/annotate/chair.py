@@ -15,11 +15,13 @@ from typing import Any
 from sp2dpo_ray.annotate.gate import Gate, Purse
 from sp2dpo_ray.annotate.journal import Entry, Segment
 from sp2dpo_ray.annotate.limiter import limiter_of
+from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.costs import BYTES_PER_TOKEN, Price, text_bytes
 from sp2dpo_ray.teachers.base import Reply, Teacher
+from sp2dpo_ray.teachers.catalogue import make_teacher
 from sp2dpo_ray.teachers.retry import ask_until_settled
 
 DETAIL_LENGTH = 300
@@ -194,12 +196,16 @@ class Chair:
         self._segment.close()
 
 
-def make_chair(section: TeacherSection, spec: Any, teacher: Teacher, desk: Any) -> Chair:
-    """A chair of a panel (`spec` is a PanelSpec)."""
+async def seat(spec: PanelSpec, desk: Any) -> dict[str, Chair]:
+    """Every teacher of the panel in its chair; the calling loop is theirs from then on."""
+    return {section.name: _chair(section, spec, desk) for section in spec.teachers}
+
+
+def _chair(section: TeacherSection, spec: PanelSpec, desk: Any) -> Chair:
     return Chair(
         section,
         spec.decoding,
-        teacher,
+        make_teacher(section, spec.decoding),
         Segment(spec.place, section.name),
         Gate(limiter_of(section), lambda: limiter_of(section, replaces=True)),
         Purse(desk if section.price.known else None),

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sp2dpo_ray.annotate.actor import PanelSpec
 from sp2dpo_ray.annotate.chair import price_of
 from sp2dpo_ray.annotate.record import Record, Spent
+from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.annotate.table import pair_chunks
 from sp2dpo_ray.config import TeacherSection
 from sp2dpo_ray.core.calls import Call, calls_of

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from sp2dpo_ray.annotate.actor import PLACE, PanelActor, PanelSpec
+from sp2dpo_ray.annotate.actor import PLACE, PanelActor
 from sp2dpo_ray.annotate.record import Record
+from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
 from sp2dpo_ray.errors import Stopped, TeacherStopped

@@ -13,8 +13,9 @@ from typing import Any
 
 import ray
 
-from sp2dpo_ray.annotate.actor import PanelSpec, seat
+from sp2dpo_ray.annotate.chair import seat
 from sp2dpo_ray.annotate.record import Record
+from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.calls import Call, calls_of
 from sp2dpo_ray.core.pairs import Pair

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sp2dpo_ray.annotate.actor import PanelSpec
 from sp2dpo_ray.annotate.place import find_place
+from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.annotate.table import Expected
 from sp2dpo_ray.annotate.twins import find_twins
 from sp2dpo_ray.core.ensemble import LinearMap

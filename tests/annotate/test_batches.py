@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sp2dpo_ray.annotate.actor import PanelSpec
 from sp2dpo_ray.annotate.batches import Order, Runner
 from sp2dpo_ray.annotate.desk import Budget
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.place import Folder
 from sp2dpo_ray.annotate.record import Answers, Record, read_record
+from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.calls import calls_of
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from

@@ -1,0 +1,40 @@
+"""What a panel is asked, and how: everything that an actor needs, and nothing secret.
+
+In: sections of the configuration. Out: a frozen value that travels to the nodes. Invariant: it
+holds no key; keys come from the environment of the machine that calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sp2dpo_ray.annotate.place import Place
+from sp2dpo_ray.config import DecodingSection, TeacherSection
+from sp2dpo_ray.core.calls import TeacherIdentity
+from sp2dpo_ray.core.ensemble import LinearMap
+from sp2dpo_ray.core.prompts import PromptSet
+from sp2dpo_ray.teachers.base import identity
+
+
+@dataclass(frozen=True, slots=True)
+class PanelSpec:
+    """The panel of a stage.
+
+    twins: ids of pairs whose texts stand under an earlier id too; one call serves both.
+    early_stop: tolerance of the economy mode and the map that it is measured with, or None.
+    """
+
+    teachers: tuple[TeacherSection, ...]
+    decoding: DecodingSection
+    prompts: PromptSet
+    place: Place
+    actors: int
+    max_failures: int
+    max_pause_s: float
+    redact: bool = False
+    twins: frozenset[str] = frozenset()
+    early_stop: tuple[float, LinearMap] | None = None
+
+    @property
+    def identities(self) -> tuple[TeacherIdentity, ...]:
+        return tuple(identity(teacher, self.decoding) for teacher in self.teachers)
