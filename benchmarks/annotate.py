@@ -280,7 +280,7 @@ def run_ours(folder: Path, provider: str, actors: int, calls: int, lap: int) -> 
 
 
 def speed(folder: Path, quick: bool) -> None:
-    calls, laps = (1_500, 1) if quick else (4_500, 3)
+    calls, laps = (1_500, 1) if quick else (3_000, 2)
     print("| SDK | who | calls/s | CPU ms a call |\n|---|---|---|---|")
     for provider in PROVIDERS:
         rows: dict[str, list[tuple[float, float]]] = {}

@@ -20,10 +20,15 @@ def kill_tree(pid: int) -> None:
 
 def panel_actors(root: int | None = None) -> list[psutil.Process]:
     """The processes that ask teachers, below one process or on this machine."""
+    return actors_called("PanelActor", root)
+
+
+def actors_called(name: str, root: int | None = None) -> list[psutil.Process]:
+    """Ray's worker processes whose title holds a name."""
     everywhere = psutil.Process(root).children(recursive=True) if root else psutil.process_iter()
     found = []
     for process in everywhere:
         with contextlib.suppress(psutil.Error):
-            if "PanelActor" in " ".join(process.cmdline()):
+            if name in " ".join(process.cmdline()):
                 found.append(process)
     return found

@@ -65,6 +65,17 @@ def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None
         ("run.storage=s3://bucket/x", "run.storage: must be a folder"),
         ("run.name=../elsewhere", "run.name: String should match pattern"),
         ("data.source=null", "data.source: Input should be a valid string, got None"),
+        ("teachers.0.provider=openai", "api_key_env must name the environment variable"),
+        ("teachers.0.mode=batch", "mode: batch is there for ['gemini', 'openai'], not for offline"),
+        ("teachers.0.price={input: 1, output: 2}", "as_of must say when this price was read"),
+        ("teachers.0.price={input: 1, as_of: 2026-01-01}", "must be given together"),
+        ("teachers.0.price={input: -1, output: 2, as_of: 2026-01-01}", "greater than or equal"),
+        ("teachers.0.limits={rpm: 0}", "teachers[0].limits.rpm: Input should be greater than"),
+        ("budget.usd=0", "budget.usd: Input should be greater than 0"),
+        ("annotate.early_stop=-1", "annotate.early_stop: Input should be greater than or equal"),
+        ("annotate.journal=s3://key:secret@bucket/x", "journal must hold no credentials"),
+        ("annotate.journal='s3://b/x?access_key=k'", "journal must hold no credentials"),
+        ("decoding.n=2", "decoding.n: Input should be 1, got 2"),
     ],
 )
 def test_broken_rules_are_named_by_their_dotted_key(
@@ -73,6 +84,36 @@ def test_broken_rules_are_named_by_their_dotted_key(
     with pytest.raises(ConfigError) as refused:
         load_config(minimal, (override,))
     assert message in str(refused.value)
+
+
+API = "teachers=[{name: a, provider: gemini, model: m, api_key_env: K%s}]"
+PRICED = ", price: {input: 1, output: 2, as_of: 2026-01-01}"
+
+
+def test_pairs_that_must_not_leave_refuse_every_api(minimal: str) -> None:
+    assert not load_config(minimal, ("data.external=false",)).data.external
+    with pytest.raises(ConfigError, match=r"data\.external: false .*a \(gemini\).* are APIs"):
+        load_config(minimal, (API % "", "data.external=false"))
+
+
+def test_a_budget_needs_every_price(minimal: str) -> None:
+    with pytest.raises(ConfigError, match=r"budget\.usd needs the prices.*'a'"):
+        load_config(minimal, (API % "", "budget.usd=5"))
+    assert load_config(minimal, (API % PRICED, "budget.usd=5")).budget.usd == 5
+    assert load_config(minimal, ("budget.usd=5",)).budget.usd == 5  # rules cost nothing
+
+
+def test_what_the_client_does_is_no_part_of_a_call(minimal: str) -> None:
+    """Timeouts and retries change no answer, so they change no key; all else of Table 6 does."""
+    one = load_config(minimal).decoding.of_answers
+    assert (
+        load_config(minimal, ("decoding.timeout_s=5", "decoding.retries=0")).decoding.of_answers
+        == one
+    )
+    assert one.keys() == {
+        "temperature", "top_p", "top_k", "max_output_tokens", "seed", "frequency_penalty",
+        "presence_penalty", "repetition_penalty", "n", "stop",
+    }  # fmt: skip
 
 
 def test_a_missing_section_is_named(tmp_path: Path) -> None:

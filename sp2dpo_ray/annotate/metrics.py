@@ -1,13 +1,24 @@
 """What Ray's metrics endpoint shows of annotation, counted once a batch.
 
-Names are stable: `sp2dpo_annotation_calls_total` by teacher and outcome, and
-`sp2dpo_annotation_usd_total` by teacher.
+Names are stable: `sp2dpo_annotation_calls_total` by teacher and outcome (what is done, and its
+rate), `sp2dpo_annotation_calls_expected` and `sp2dpo_annotation_usd_total` by teacher.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
-from ray.util.metrics import Counter
+from ray.util.metrics import Counter, Gauge
+
+
+def expect(totals: dict[str, int]) -> None:
+    """How many calls each teacher has in all; said once, by the driver."""
+    expected = Gauge(
+        "sp2dpo_annotation_calls_expected",
+        description="Calls of the whole stage, those on record among them",
+        tag_keys=("teacher",),
+    )
+    for teacher, calls in totals.items():
+        expected.set(calls, {"teacher": teacher})
 
 
 class Metrics:

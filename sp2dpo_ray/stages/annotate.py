@@ -13,6 +13,7 @@ from sp2dpo_ray.annotate.batches import Order, rows_of, start_batches
 from sp2dpo_ray.annotate.desk import open_desk
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.limiter import limiter_of
+from sp2dpo_ray.annotate.metrics import expect
 from sp2dpo_ray.annotate.pipeline import Tally
 from sp2dpo_ray.annotate.pipeline import annotate as ask_panel
 from sp2dpo_ray.annotate.preflight import preflight
@@ -86,6 +87,7 @@ def _ask(run: Run, panel: Panel, journal: Journal, record: Record, tally: Tally)
     totals = {teacher.name: panel.calls_each for teacher in config.teachers}
     orders = [Order(spec, files, record, config.annotate.poll_s) for spec in panel.batch]
     streams = [start_batches(order, desk) for order in orders]
+    expect(totals)
     with bars("annotate", totals) as advance:
         twin_calls = len(panel.spec.twins) * len(panel.spec.prompts.systems)
         for name in totals if twin_calls else ():

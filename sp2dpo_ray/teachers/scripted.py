@@ -47,9 +47,10 @@ class ScriptedTeacher:
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
         place = (call.prompt_id, call.variant)
-        replies = self._replies.get(place, [self._default])
-        reply = replies[min(self._asked[place], len(replies) - 1)]
-        self._asked[place] += 1
+        reply = self._default
+        if replies := self._replies.get(place):
+            reply = replies[min(self._asked[place], len(replies) - 1)]
+            self._asked[place] += 1
         if reply is None:
             return Reply(Outcome.TRANSPORT, detail=f"the script has no reply for {place}")
         if isinstance(reply, str):

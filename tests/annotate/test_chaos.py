@@ -17,9 +17,10 @@ import pytest
 
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.place import Folder
+from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.core.annotation import SETTLED
 from tests.fault_server import Server, serve
-from tests.processes import kill_tree, panel_actors
+from tests.processes import actors_called, kill_tree, panel_actors
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NAMES = {"qwen": "dashscope", "openai": "openai", "gemini": "gemini"}
@@ -29,7 +30,8 @@ FAULTS = [500, 503, 429, "drop", "cut", "garbage", "truncated"]
 def panel(server: Server, in_flight: int) -> list[str]:
     sections = [
         f"{{name: {name}, provider: {provider}, model: m-{name}, api_key_env: TEST_KEY, "
-        f"base_url: '{server.url_of(provider)}', limits: {{in_flight: {in_flight}}}}}"
+        f"base_url: '{server.url_of(provider)}', limits: {{in_flight: {in_flight}}}, "
+        "price: {input: 1, output: 2, as_of: 2026-01-01}}"
         for name, provider in NAMES.items()
     ]
     return [f"teachers=[{', '.join(sections)}]", "decoding.retry_base_s=0.05",
@@ -139,22 +141,30 @@ def annotations(config: Path, run: str) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
 
 
-def test_a_killed_actor_comes_back_and_the_table_is_the_same_to_the_byte(
+def test_killed_actors_come_back_and_the_table_is_the_same_to_the_byte(
     demo_config: Path,
 ) -> None:
+    """One that asks, and those that keep the limits and the budget: none forgets anything."""
     with serve(latency_s=0.1, keep=False) as server:
-        overrides = [*panel(server, 8), "data.limit=60", "data.eval_fraction=0"]
+        overrides = [*panel(server, 8), "data.limit=60", "data.eval_fraction=0", "budget.usd=100"]
         finish(start(demo_config, "prepare", overrides))
         process = start(demo_config, "annotate", overrides)
         wait_for(server, 150, process)
-        victim = panel_actors(process.pid)[0]
-        victim.kill()
-        victim.wait(10)
+        limiter = actors_called("ray::Limiter", process.pid)[0]
+        (desk,) = actors_called("ray::Desk", process.pid)
+        for victim in (panel_actors(process.pid)[0], limiter, desk):
+            victim.kill()
+            victim.wait(10)
         summary = finish(process)
         journal = demo_config.parent / "runs" / "test" / "journal"
         assert summary["outcomes"] == {"ok": 540}
         assert asked_after_an_answer(journal) == []
         assert sum(intents(journal).values()) <= 540 + 3 * 8  # what was in flight, at most
+        # the budget, through its own restart, still knows all money that may have been spent
+        spent = read_record(Journal(Folder(journal)).new_entries()).usd
+        assert summary["cost_usd"] <= spent
+        state = json.loads((journal / "budget.json").read_text())
+        assert state["spent"] + state["reserved"] >= spent - 1e-9
         disturbed = annotations(demo_config, "test")
         assert undisturbed(demo_config, overrides, server) == disturbed
 

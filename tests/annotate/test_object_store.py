@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +98,30 @@ def test_an_altered_object_is_refused(bucket: str) -> None:
     place.put(name, place.open(name).read().replace(b"p", b"q", 1))
     with pytest.raises(ArtifactError, match=r"pairs/e/t/.*was altered"):
         read_record(Journal(place).new_entries())
+
+
+@pytest.mark.ray
+def test_the_stage_writes_there_and_a_second_run_asks_nothing(
+    bucket: str, demo_config: Path
+) -> None:
+    """In processes of their own, which find the credentials in their environment."""
+    journal = bucket.format("stage")
+    made = []
+    for name in ("one", "two"):
+        flags = ("data.limit=4", "data.eval_fraction=0", f"run.name={name}",
+                 f"annotate.journal={journal}")  # fmt: skip
+        for stage in ("prepare", "annotate"):
+            command = [sys.executable, "-m", "sp2dpo_ray", stage, str(demo_config), "--json"]
+            done = subprocess.run(
+                [*command, *(part for flag in flags for part in ("--set", flag))],
+                capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+        made.append(json.loads(done.stdout.splitlines()[-1])["calls_made"])
+        assert not (demo_config.parent / "runs" / name / "journal").exists()
+    assert made == [24, 0]
+    for path in demo_config.parent.rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
 
 def test_it_travels_without_credentials(bucket: str) -> None:
