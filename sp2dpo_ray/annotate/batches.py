@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.calls import Call, calls_of
 from sp2dpo_ray.errors import Sp2dpoError, TeacherStopped
 from sp2dpo_ray.teachers.base import Reply, identity
-from sp2dpo_ray.teachers.batch import State, make_batch_api
+from sp2dpo_ray.teachers.batch import Look, State, make_batch_api
 from sp2dpo_ray.teachers.retry import LONGEST_WAIT_S
 
 CPUS = 0.25
@@ -101,47 +101,71 @@ class Runner:
         self._segment = Segment(order.spec.place, self._section.name)
         self._price = price_of(self._section)
         self._settled: set[str] = set()
-        self._stopped = ""
+        self._on_record = 0
 
-    async def rounds(self) -> Any:
+    async def rounds(self) -> AsyncIterator[list[Row]]:
         """Rows of what is on record, and of each job as its results come."""
         for attempt in range(1, self._decoding.retries + 2):
-            jobs = dict(self._order.record.jobs_of(self._section.name)) if attempt == 1 else {}
-            for job in jobs.values():
-                await self._adopt(job)
-            waiting = {intent["key"] for job in jobs.values() for intent in job.intents.values()}
-            reused = 0
-            for calls in self._portions(waiting):
-                if attempt == 1 and isinstance(calls, int):
-                    reused += calls
-                elif not isinstance(calls, int):
-                    job = await self._submit(calls, attempt)
-                    if job is None:
-                        yield [self._row(Outcome.BUDGET_STOP, len(calls), detail="no room")]
-                        return
-                    jobs[job.token] = job
-            if reused:
-                yield [self._row(Outcome.OK, reused, reused=True)]
-            last = attempt == self._decoding.retries + 1
+            jobs = await self._adopted() if attempt == 1 else []
+            self._on_record = 0
+            for calls in self._portions(jobs):
+                job = await self._submit(calls, attempt)
+                if job is None:
+                    yield [self._row(Outcome.BUDGET_STOP, len(calls), detail="no room")]
+                    return  # jobs that were submitted are on record; the next command takes them
+                jobs.append(job)
+            if attempt == 1 and self._on_record:
+                yield [self._row(Outcome.OK, self._on_record, reused=True)]
             failed = 0
-            while jobs:
-                for token in [token for token in jobs if jobs[token].id is None]:
-                    del jobs[token]  # it never came to be; its calls are asked in the next round
-                    failed += 1
-                for token, job in list(jobs.items()):
-                    look = await self._patiently(lambda job=job: self._api.look(job.id or ""))
-                    if look.state is not State.RUNNING:
-                        rows, again = await self._take(jobs.pop(token), look, last)
-                        failed += again
-                        yield rows
-                if jobs:
-                    await asyncio.sleep(self._order.poll_s)
+            async for job, look in self._ended(jobs):
+                rows, again = await self._take(job, look, attempt == self._decoding.retries + 1)
+                failed += again
+                yield rows
             if not failed:
                 return
 
-    def _portions(self, waiting: set[str]) -> Iterator[list[Call] | int]:
-        """Calls to submit, as many as a job's file may hold; numbers count those on record."""
-        spec, portion, size = self._order.spec, list[Call](), 0
+    async def _adopted(self) -> list[Job]:
+        """The jobs of earlier commands; one without an id may have been created all the same."""
+        jobs = []
+        for job in self._order.record.jobs_of(self._section.name).values():
+            if job.id is None:
+                job.id = await self._patiently(lambda job=job: self._api.find(job.token))
+                await self._note("job" if job.id else "job_done", job)
+            if job.id is not None:
+                jobs.append(job)
+        return jobs
+
+    async def _ended(self, jobs: list[Job]) -> AsyncIterator[tuple[Job, Look]]:
+        """Each job when it has ended."""
+        while jobs:
+            for job in list(jobs):
+                look = await self._patiently(lambda job=job: self._api.look(job.id or ""))
+                if look.state is not State.RUNNING:
+                    jobs.remove(job)
+                    yield job, look
+            if jobs:
+                await asyncio.sleep(self._order.poll_s)
+
+    def _portions(self, jobs: list[Job]) -> Iterator[list[Call]]:
+        """The calls that neither are on record nor wait in a job, a file's worth at a time."""
+        waiting = {intent["key"] for job in jobs for intent in job.intents.values()}
+        portion, size = list[Call](), 0
+        for call in self._calls():
+            if call.key in self._settled or call.key in waiting:
+                continue
+            length = len(self._api.line(call))
+            full = len(portion) == self._api.most_requests
+            if portion and (full or size + length > self._api.most_bytes):
+                yield portion
+                portion, size = [], 0
+            portion.append(call)
+            size += length
+        if portion:
+            yield portion
+
+    def _calls(self) -> Iterator[Call]:
+        """The calls that were not on record when the command began; the others are counted."""
+        spec = self._order.spec
         for file in self._order.files:
             for pairs in pair_chunks(file):
                 calls = [
@@ -151,19 +175,8 @@ class Runner:
                     for call in calls_of(pair, self._identities, spec.prompts, redact=spec.redact)
                 ]
                 known = self._order.record.settled([call.key for call in calls])
-                yield sum(known)
-                for call, settled in zip(calls, known, strict=True):
-                    if settled or call.key in self._settled or call.key in waiting:
-                        continue
-                    length = len(self._api.line(call))
-                    full = len(portion) == self._api.most_requests
-                    if portion and (full or size + length > self._api.most_bytes):
-                        yield portion
-                        portion, size = [], 0
-                    portion.append(call)
-                    size += length
-        if portion:
-            yield portion
+                self._on_record += sum(known)
+                yield from (c for c, settled in zip(calls, known, strict=True) if not settled)
 
     async def _submit(self, calls: list[Call], attempt: int) -> Job | None:
         cap = self._decoding.max_output_tokens
@@ -197,13 +210,7 @@ class Runner:
             await asyncio.sleep(WAIT_FOR_MONEY_S)
         return True
 
-    async def _adopt(self, job: Job) -> None:
-        """A job of an earlier command: one without an id may have been created all the same."""
-        if job.id is None:
-            job.id = await self._patiently(lambda: self._api.find(job.token))
-            await self._note("job" if job.id else "job_done", job)
-
-    async def _take(self, job: Job, look: Any, last: bool) -> tuple[list[Row], int]:
+    async def _take(self, job: Job, look: Look, last: bool) -> tuple[list[Row], int]:
         replies: dict[str, Reply] = {}
         if look.state is State.ENDED:
             replies = dict(await self._patiently(lambda: self._api.take(job.id or "")))

@@ -66,7 +66,30 @@ class Tally:
             progress(row["teacher"], row["calls"], self.note(row["teacher"]))
         for row in rows:
             if not row["reused"]:
-                _stop_for(row)
+                self._stop_for(row)
+
+    def _stop_for(self, row: dict[str, Any]) -> None:
+        outcome = Outcome(row["outcome"])
+        if outcome is Outcome.BUDGET_STOP:
+            raise Stopped(
+                "budget.usd has no room for another call: calls in flight are counted at the most "
+                f"they can cost. {self._go_on('Raise budget.usd')}"
+            )
+        if outcome in HALTED:
+            raise TeacherStopped(
+                f"teacher {row['teacher']}: {row['detail']}\n{self._go_on('Mend the cause')}"
+            )
+
+    def _go_on(self, mend: str) -> str:
+        return (
+            f"The answers to {self.made.total():,} calls of this command (${self.total_usd:,.2f}) "
+            f"are recorded and will not be asked again. {mend}, then run the same command: it goes "
+            "on from here"
+        )
+
+    @property
+    def total_usd(self) -> float:
+        return sum(self.usd.values())
 
     def note(self, teacher: str) -> str:
         """What a person wants to see of one teacher beside the bar."""
@@ -161,22 +184,3 @@ def _read_piece(piece: pa.Table) -> pa.Table:
     pairs = pq.ParquetFile(row["path"]).read_row_group(row["group"], columns=columns)
     places = pa.array(range(row["first"], row["first"] + pairs.num_rows), pa.int64())
     return pairs.append_column(PLACE, places)
-
-
-GO_ON = (
-    "What was answered is recorded and will not be asked again. {mend}, then run the same command: "
-    "it goes on from here"
-)
-
-
-def _stop_for(row: dict[str, Any]) -> None:
-    outcome = Outcome(row["outcome"])
-    if outcome is Outcome.BUDGET_STOP:
-        raise Stopped(
-            "budget.usd has no room for another call: calls in flight are counted at the most they "
-            f"can cost. {GO_ON.format(mend='Raise budget.usd')}"
-        )
-    if outcome in HALTED:
-        raise TeacherStopped(
-            f"teacher {row['teacher']}: {row['detail']}\n{GO_ON.format(mend='Mend the cause')}"
-        )

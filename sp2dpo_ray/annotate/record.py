@@ -1,21 +1,15 @@
-"""What a journal amounts to: settled calls, money, speed, open batch jobs; and its answers by key.
+"""What a journal amounts to: settled calls, money, speed, open batch jobs.
 
-In: the entries of a journal, streamed. Out: a `Record` (16 bytes a settled call), and an `Answers`
-index on disk. Invariant: of two settled answers to one call the first recorded counts, and a
-settled answer counts before any failure.
+In: the entries of a journal, streamed. Out: a `Record`, 16 bytes a settled call. Invariant: an
+attempt without a result counts as paid, at its worst.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
-import tempfile
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from math import nan
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +19,6 @@ from sp2dpo_ray.core.annotation import SETTLED, Outcome, read_answer
 from sp2dpo_ray.core.costs import BYTES_PER_TOKEN
 
 PREFIX_BYTES = 16  # of a key's 32: enough that no two calls of any journal share them
-ROWS_AT_ONCE = 5_000
 
 
 def prefix(key: str) -> bytes:
@@ -176,76 +169,3 @@ def _add(spent: Spent, entry: Entry) -> None:
         spent.completion_tokens += usage["completion_tokens"]
         spent.prompt_bytes += entry.get("prompt_bytes", 0)
         spent.seconds += entry.get("seconds", 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The end of a call as the journal holds it; `text` is empty where there was no answer."""
-
-    outcome: str
-    text: str
-    detail: str
-    served_model: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-
-
-KEPT = """
-    INSERT INTO answers VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
-    SET settled = excluded.settled, time = excluded.time, answer = excluded.answer
-    WHERE excluded.settled > settled
-       OR excluded.settled = settled AND CASE settled WHEN 1 THEN excluded.time < time
-                                                      ELSE excluded.time > time END
-"""
-
-
-class Answers:
-    """What is on record of every call, by key; lies in a temporary file, so memory stays flat."""
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="sp2dpo-answers-")
-        self._db = sqlite3.connect(Path(self._folder.name) / "answers.sqlite")
-        self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.execute("PRAGMA synchronous = OFF")
-        self._db.execute(
-            "CREATE TABLE answers (key BLOB PRIMARY KEY, settled INTEGER, time REAL, answer TEXT)"
-            " WITHOUT ROWID"
-        )
-        rows: list[tuple[Any, ...]] = []
-        for entry in entries:
-            if entry["kind"] == "result":
-                rows.append(_row(entry))
-                if len(rows) == ROWS_AT_ONCE:
-                    self._db.executemany(KEPT, rows)
-                    rows.clear()
-        self._db.executemany(KEPT, rows)
-        self._db.commit()
-
-    def get(self, keys: list[str]) -> dict[str, Answer]:
-        """The answers to these calls, as far as there are any."""
-        found: dict[str, Answer] = {}
-        for start in range(0, len(keys), ROWS_AT_ONCE):
-            part = [bytes.fromhex(key) for key in keys[start : start + ROWS_AT_ONCE]]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT key, answer FROM answers WHERE key IN ({marks})"
-            for key, answer in self._db.execute(query, part):
-                found[key.hex()] = Answer(*json.loads(answer))
-        return found
-
-    def close(self) -> None:
-        self._db.close()
-        self._folder.cleanup()
-
-
-def _row(entry: Entry) -> tuple[Any, ...]:
-    usage = entry.get("usage") or {}
-    answer = [
-        entry["outcome"],
-        entry.get("text") or "",
-        entry.get("detail", ""),
-        entry.get("served_model"),
-        usage.get("prompt_tokens"),
-        usage.get("completion_tokens"),
-    ]
-    settled = int(entry["outcome"] in SETTLED)
-    return bytes.fromhex(entry["key"]), settled, entry["time"], json.dumps(answer)

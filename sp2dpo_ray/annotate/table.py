@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sp2dpo_ray.annotate.record import Answer, Answers
+from sp2dpo_ray.annotate.answers import Answer, Answers
 from sp2dpo_ray.core.annotation import Outcome, read_answer
 from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
 from sp2dpo_ray.core.economy import settled

@@ -6,9 +6,11 @@ Invariant: the annotations table is made from the journal alone.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
+from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.batches import Order, rows_of, start_batches
 from sp2dpo_ray.annotate.desk import open_desk
 from sp2dpo_ray.annotate.journal import Journal
@@ -17,7 +19,7 @@ from sp2dpo_ray.annotate.metrics import expect
 from sp2dpo_ray.annotate.pipeline import Tally
 from sp2dpo_ray.annotate.pipeline import annotate as ask_panel
 from sp2dpo_ray.annotate.preflight import preflight
-from sp2dpo_ray.annotate.record import Answers, Record, read_record
+from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.annotate.table import pair_chunks, write_annotations
 from sp2dpo_ray.console import bars, say
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
@@ -64,7 +66,9 @@ def annotate(run: Run) -> Summary:
 
 
 def _ask(run: Run, panel: Panel, journal: Journal, record: Record, tally: Tally) -> None:
-    config = run.config
+    config, start = run.config, time.perf_counter()
+    if journal.torn:
+        say(f"annotate: the last line of {journal.torn:,} journal files is torn and left out")
     if record.unanswered:
         say(
             f"annotate: {record.unanswered:,} attempts of earlier commands were cut off; "
@@ -102,6 +106,7 @@ def _ask(run: Run, panel: Panel, journal: Journal, record: Record, tally: Tally)
             for rows in rows_of(stream):
                 tally.take(rows, advance)
     del limiters
+    tally.seconds = time.perf_counter() - start
 
 
 def _not_on_record(outcomes: Counter[str], gaps: set[str]) -> str:
@@ -135,6 +140,6 @@ def _figures(tally: Tally) -> Summary:
         "reused": False,
         "calls_made": tally.made.total(),
         "calls_reused": tally.reused.total(),
-        "cost_usd": round(sum(tally.usd.values()), 6),
+        "cost_usd": round(tally.total_usd, 6),
         "seconds": tally.seconds,
     }

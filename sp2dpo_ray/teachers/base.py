@@ -82,6 +82,12 @@ def api_key(teacher: TeacherSection) -> str | None:
             f"teachers: {teacher.name} needs its key in the environment variable "
             f"{teacher.api_key_env}, which is empty on this machine"
         )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        # HTTP libraries show a header that they cannot send, and with it the key
+        raise ConfigError(
+            f"teachers: {teacher.name}: the environment variable {teacher.api_key_env} holds "
+            "characters that no key has (a line break or a quotation mark from copying?)"
+        )
     return key
 
 

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.batches import Order, Runner
 from sp2dpo_ray.annotate.desk import Budget
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.place import Folder
-from sp2dpo_ray.annotate.record import Answers, Record, read_record
+from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.calls import calls_of
@@ -172,7 +173,7 @@ def test_a_killed_command_finds_its_jobs_again(provider: str, pairs: Path) -> No
 
         async def cut_off() -> None:
             runner = Runner(order(provider, server, pairs), FakeDesk(Budget(None, 0.0)))
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(2.5):
                 async for _ in runner.rounds():
                     pass
 

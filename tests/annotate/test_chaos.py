@@ -19,11 +19,13 @@ from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.place import Folder
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.core.annotation import SETTLED
+from tests.conftest import DEMO_PAIRS
 from tests.fault_server import Server, serve
 from tests.processes import actors_called, kill_tree, panel_actors
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NAMES = {"qwen": "dashscope", "openai": "openai", "gemini": "gemini"}
+JOB = ["data.limit=60", "data.eval_fraction=0"]
 FAULTS = [500, 503, 429, "drop", "cut", "garbage", "truncated"]
 
 
@@ -127,26 +129,28 @@ def test_real_pairs_and_nine_calls_each_end_complete_after_two_kills(
     assert seen["killed"] == 2
 
 
-def undisturbed(config: Path, overrides: list[str], server: Server) -> bytes:
-    """The annotations of a run that nothing happened to, under another name."""
-    calm = [*overrides, "run.name=calm"]
-    finish(start(config, "prepare", calm))
-    server.plan = lambda _: "ok"
-    finish(start(config, "annotate", calm))
-    return annotations(config, "calm")
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The annotations of the job that the next tests disturb, when nothing happens to it."""
+    config = tmp_path_factory.mktemp("calm") / "config.yaml"
+    config.write_text(f"data: {{source: {DEMO_PAIRS}}}\nteachers: []\n")
+    with serve(keep=False) as server:
+        overrides = [*panel(server, 8), *JOB, f"run.storage={config.parent}/runs", "run.name=test"]
+        finish(start(config, "prepare", overrides))
+        finish(start(config, "annotate", overrides))
+    return annotations(config)
 
 
-def annotations(config: Path, run: str) -> bytes:
-    folder = config.parent / "runs" / run / "annotations"
-    return b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+def annotations(config: Path) -> bytes:
+    return (config.parent / "runs" / "test" / "annotations" / "annotations.parquet").read_bytes()
 
 
 def test_killed_actors_come_back_and_the_table_is_the_same_to_the_byte(
-    demo_config: Path,
+    demo_config: Path, undisturbed: bytes
 ) -> None:
     """One that asks, and those that keep the limits and the budget: none forgets anything."""
     with serve(latency_s=0.1, keep=False) as server:
-        overrides = [*panel(server, 8), "data.limit=60", "data.eval_fraction=0", "budget.usd=100"]
+        overrides = [*panel(server, 8), *JOB, "budget.usd=100"]
         finish(start(demo_config, "prepare", overrides))
         process = start(demo_config, "annotate", overrides)
         wait_for(server, 150, process)
@@ -165,13 +169,12 @@ def test_killed_actors_come_back_and_the_table_is_the_same_to_the_byte(
         assert summary["cost_usd"] <= spent
         state = json.loads((journal / "budget.json").read_text())
         assert state["spent"] + state["reserved"] >= spent - 1e-9
-        disturbed = annotations(demo_config, "test")
-        assert undisturbed(demo_config, overrides, server) == disturbed
+        assert annotations(demo_config) == undisturbed
 
 
-def test_a_lost_node_loses_nothing(demo_config: Path) -> None:
+def test_a_lost_node_loses_nothing(demo_config: Path, undisturbed: bytes) -> None:
     with serve(latency_s=0.1, keep=False) as server:
-        overrides = [*panel(server, 4), "data.limit=60", "data.eval_fraction=0"]
+        overrides = [*panel(server, 8), *JOB]
         script = [sys.executable, "-m", "tests.annotate.node_loss", str(demo_config), *overrides]
         environment = os.environ | {"RAY_BACKEND_LOG_LEVEL": "fatal"}
         process = subprocess.Popen(
@@ -187,6 +190,5 @@ def test_a_lost_node_loses_nothing(demo_config: Path) -> None:
         assert summary["outcomes"] == {"ok": 540}
         journal = demo_config.parent / "runs" / "test" / "journal"
         assert asked_after_an_answer(journal) == []
-        assert sum(intents(journal).values()) <= 540 + 3 * 4
-        disturbed = annotations(demo_config, "test")
-        assert undisturbed(demo_config, overrides, server) == disturbed
+        assert sum(intents(journal).values()) <= 540 + 3 * 8
+        assert annotations(demo_config) == undisturbed

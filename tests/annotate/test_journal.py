@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.chair import intent_entry, result_entry
 from sp2dpo_ray.annotate.journal import Entry, Journal, Segment
 from sp2dpo_ray.annotate.merge import merge_segments
 from sp2dpo_ray.annotate.place import Folder, Place
-from sp2dpo_ray.annotate.record import Answers, Record, read_record
+from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
 from sp2dpo_ray.core.costs import Usage

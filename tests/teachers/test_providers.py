@@ -239,6 +239,20 @@ def test_a_missing_key_is_said_before_any_call(
         make_teacher(section(provider), DECODING)
 
 
+@each_provider
+@pytest.mark.parametrize("bad", ["canary\nX-Evil: 1", "canary key", "canary\u00e9", "ca\x00nary"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    provider: str, bad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "\x00" in bad:
+        monkeypatch.setattr("os.environ", {"TEST_KEY": bad})
+    else:
+        monkeypatch.setenv("TEST_KEY", bad)
+    with pytest.raises(ConfigError, match="holds characters that no key has") as refused:
+        make_teacher(section(provider), DECODING)
+    assert "canary" not in str(refused.value)
+
+
 @pytest.mark.parametrize("provider", ["gemini", "dashscope"])
 def test_options_that_an_sdk_does_not_know_are_refused_before_any_call(provider: str) -> None:
     with pytest.raises(ConfigError, match="teachers: t: options are refused"):
