@@ -56,6 +56,8 @@ def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None
         ("teachers.0.provider=acme", "teachers[0].provider: Input should be 'openai'"),
         ("teachers.0.base_url=https://user:pass@host/v1", "must hold no credentials"),
         ("teachers.0.options.api_key=sk-1", "options must not hold ['api_key']"),
+        ("teachers.0.options={http: {Headers: {x: y}}}", "options must not hold ['headers']"),
+        ("teachers.0.base_url='https://h/v1?api_key=k'", "base_url must hold no key"),
         ("prompts.variants=[v1, v1]", "prompts.variants must differ"),
         ("prompts.variants=[ens]", "'ens' names the ensemble's columns"),
         ("sweep.arms=[jmamp, jmamp]", "sweep.arms must differ"),

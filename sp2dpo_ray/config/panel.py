@@ -7,6 +7,7 @@ is published with every run.
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,6 +22,17 @@ class Section(BaseModel):
     """A part of the configuration: unknown keys refused, values fixed after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+SECRET_NAMES = {"api_key", "extra_headers", "headers", "authorization", "extra_query"}
+SECRET_QUERY = re.compile(r"[?&](?:api[-_]?key|key|token|sig|secret)=", re.IGNORECASE)
+
+
+def _names(value: Any) -> set[str]:
+    """Every key in a nested value, in lower case."""
+    if isinstance(value, dict):
+        return {str(name).lower() for name in value}.union(*map(_names, value.values()))
+    return set().union(*map(_names, value)) if isinstance(value, list | tuple) else set()
 
 
 class LimitsSection(Section):
@@ -81,7 +93,9 @@ class TeacherSection(Section):
         # the configuration is published with every run, so a key must not be able to get into it
         if self.base_url and "@" in self.base_url:
             raise ValueError("base_url must hold no credentials; use api_key_env")
-        if secret := {"api_key", "extra_headers", "headers"} & self.options.keys():
+        if self.base_url and SECRET_QUERY.search(self.base_url):
+            raise ValueError("base_url must hold no key; use api_key_env")
+        if secret := SECRET_NAMES & _names(self.options):
             raise ValueError(f"options must not hold {sorted(secret)}; use api_key_env")
         return self
 
