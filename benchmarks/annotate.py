@@ -40,6 +40,7 @@ from tests.fault_server import KEY  # noqa: E402
 from tests.wires import ANSWER, BASE_URLS  # noqa: E402
 
 PROVIDERS = ("openai", "gemini", "dashscope")
+ON_AIOHTTP = "+aiohttp"  # OpenAI's SDK on the faster of its two transports
 LATENCY_S = 0.05
 ENVIRONMENT = os.environ | {"BENCHMARK_KEY": KEY, "NO_PROXY": "127.0.0.1"}
 TEXT = "the model answers a question about rivers and gives two numbers for each of them"
@@ -206,11 +207,12 @@ Ask = Callable[[str, str], Awaitable[Any]]
 
 def bare_client(provider: str, address: str) -> Ask:
     """A plain loop's call: the SDK's own typed call with its defaults, retries off."""
-    base = address + BASE_URLS[provider]
-    if provider == "openai":
+    base = address + BASE_URLS[provider.removesuffix(ON_AIOHTTP)]
+    if provider.startswith("openai"):
         import openai
 
-        client = openai.AsyncOpenAI(api_key=KEY, base_url=base, max_retries=0)
+        http = openai.DefaultAioHttpClient() if provider.endswith(ON_AIOHTTP) else None
+        client = openai.AsyncOpenAI(api_key=KEY, base_url=base, max_retries=0, http_client=http)
         return lambda system, user: client.chat.completions.create(
             model="m", messages=[{"role": "system", "content": system},
                                  {"role": "user", "content": user}]
@@ -279,13 +281,16 @@ def run_ours(folder: Path, provider: str, actors: int, calls: int, lap: int) -> 
     return steady_rate(times, 0), 1000 * done.watch.actor_cpu(times[0]) / calls
 
 
-def speed(folder: Path, quick: bool) -> None:
+def speed(folder: Path, quick: bool, sdks: tuple[str, ...] = PROVIDERS) -> None:
     calls, laps = (1_500, 1) if quick else (3_000, 2)
     print("| SDK | who | calls/s | CPU ms a call |\n|---|---|---|---|")
-    for provider in PROVIDERS:
+    for provider in sdks:
         rows: dict[str, list[tuple[float, float]]] = {}
         for lap in range(laps):  # side by side, lap by lap: machines drift
             rows.setdefault("bare asyncio loop", []).append(run_bare(provider, calls))
+            if provider == "openai":
+                name = "bare asyncio loop, SDK on aiohttp"
+                rows.setdefault(name, []).append(run_bare(provider + ON_AIOHTTP, calls))
             for actors in (1, 2, 4):
                 name = f"annotate, {actors} actor{'s' * (actors > 1)}"
                 rows.setdefault(name, []).append(run_ours(folder, provider, actors, calls, lap))
@@ -334,10 +339,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--quick", action="store_true", help="a look, not a measurement")
+    parser.add_argument("--sdk", choices=PROVIDERS, help="speed: this one alone")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}\n")
     with tempfile.TemporaryDirectory(prefix="sp2dpo-benchmark-") as folder:
-        PARTS[options.part](Path(folder), options.quick)
+        if options.sdk:
+            speed(Path(folder), options.quick, (options.sdk,))
+        else:
+            PARTS[options.part](Path(folder), options.quick)
     return None
 
 

@@ -57,7 +57,7 @@ class _Counts:
     def table(self, usd: dict[str, float]) -> pa.Table:
         rows = []
         for (teacher, outcome, reused), calls in self.calls.items():
-            money = 0.0 if reused else usd.pop(teacher, 0.0)
+            money = usd.pop(teacher, 0.0)  # on the teacher's first row
             detail = self.details.get((teacher, outcome, reused), "")
             rows.append((teacher, outcome, reused, calls, money, detail))
         columns = list(zip(*rows, strict=True)) or [[] for _ in OUTPUT]
@@ -81,6 +81,7 @@ class PanelActor:
         self._desk = desk
         self._journal = Journal(spec.place)
         self._late: set[bytes] = set()
+        self._reading = asyncio.Lock()
         self._metrics = Metrics()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -96,7 +97,8 @@ class PanelActor:
         if pairs:
             if await self._desk.begin.remote(batch[PLACE].to_pylist()):
                 # Ray gives a lost actor's pairs to this one: look at what was recorded meanwhile
-                self._late |= await asyncio.to_thread(self._recorded)
+                async with self._reading:
+                    self._late |= await asyncio.to_thread(self._recorded)
             await self._ask_all(pairs, counts)
         table = counts.table(self._money_since())
         self._metrics.count(table)

@@ -75,6 +75,10 @@ class Desk:
             self._begun[place] = 1
         return before
 
+    def forget(self) -> None:
+        """A new round: all pairs begin anew, with what is on record by now known to all."""
+        self._begun = bytearray()
+
     def exchange(self, released: float, paid: float, wanted: list[float]) -> tuple[int, bool]:
         """Settle, then reserve; see `Budget`."""
         now = time.monotonic()

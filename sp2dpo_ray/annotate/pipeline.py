@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from sp2dpo_ray.annotate.actor import PLACE, PanelActor
-from sp2dpo_ray.annotate.record import Record
+from sp2dpo_ray.annotate.journal import Journal
+from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
 from sp2dpo_ray.errors import Stopped, TeacherStopped
+from sp2dpo_ray.teachers.retry import PASSING
 
 ACTOR_CPUS = 0.25  # an actor mostly waits for answers
 READER_CPUS = 0.25
@@ -88,6 +91,20 @@ class Tally:
         )
 
     @property
+    def failed(self) -> int:
+        """Calls that may be answered if they are asked again."""
+        return sum(count[outcome] for count in self.outcomes.values() for outcome in PASSING)
+
+    def replace_failed(self, later: Tally) -> None:
+        """Count what a later round made of the calls that had failed."""
+        for teacher, outcomes in later.outcomes.items():
+            for outcome in PASSING:
+                self.outcomes[teacher].pop(outcome, None)
+            self.outcomes[teacher].update(outcomes)
+        for teacher, usd in later.usd.items():
+            self.usd[teacher] = self.usd.get(teacher, 0.0) + usd
+
+    @property
     def total_usd(self) -> float:
         return sum(self.usd.values())
 
@@ -111,22 +128,38 @@ def annotate(
     spec: PanelSpec,
     record: Record,
     desk: Any,
+    journal: Journal,
     *,
+    rounds: int,
     pairs_per_batch: int,
     progress: Progress,
     tally: Tally,
 ) -> None:
     """Ask for every call of the pairs in `files` that is not on record yet.
 
-    progress(teacher, calls, note) is told each time that calls are done. Raises TeacherStopped when
-    a teacher refuses us or keeps failing, Stopped when the budget is used up; what was answered by
-    then is in the journal.
+    rounds: passes over the pairs; one after the first asks again what failed for reasons that may
+    pass, as long as others are answered. progress(teacher, calls, note) is told each time that
+    calls are done. Raises TeacherStopped when a teacher refuses us or keeps failing, Stopped when
+    the budget is used up; what was answered by then is in the journal.
     """
-    start = time.perf_counter()
     with _patient_small_blocks():
-        for batch in _stream(files, spec, record, desk, pairs_per_batch):
-            tally.seconds = time.perf_counter() - start
-            tally.take(batch.to_pylist(), progress)
+        for number in range(rounds):
+            now = Tally() if number else tally
+            show = progress if number == 0 else partial(_only_note, progress)
+            start = time.perf_counter()
+            for batch in _stream(files, spec, record, desk, pairs_per_batch):
+                now.seconds = time.perf_counter() - start
+                now.take(batch.to_pylist(), show)
+            if number:
+                tally.replace_failed(now)
+            if not now.failed or now.failed == now.made.total():
+                return
+            ray.get(desk.forget.remote())
+            record.add(read_record(journal.new_entries(), with_gaps=spec.early_stop is not None))
+
+
+def _only_note(progress: Progress, teacher: str, calls: int, note: str) -> None:
+    progress(teacher, 0, f"again: {note}")
 
 
 @contextmanager

@@ -163,6 +163,8 @@ class AnnotateSection(Section):
     """Annotate the evaluation pairs too, so that results can be told by category."""
     max_failures: int = Field(25, ge=1)
     """Calls in a row that may fail for good on one teacher before the stage stops."""
+    rounds: int = Field(3, ge=1)
+    """Passes over the pairs: later ones ask again what failed for reasons that may pass."""
     max_pause_s: float = Field(3600, gt=0)
     """Longest pause that a provider may ask for before the stage stops."""
     journal: str | None = None

@@ -80,9 +80,11 @@ def _ask(run: Run, panel: Panel, journal: Journal, record: Record, tally: Tally)
     limiters = [limiter_of(teacher) for teacher in config.teachers]
     economy = panel.spec.early_stop is not None
     first = next(pair_chunks(panel.files[TRAIN]), [])
-    for name in preflight(panel.spec, first, record, desk):
-        tally.made[name] += 1
-        tally.reused[name] -= 1  # the pipeline will find it on record
+    for name, reply in preflight(panel.spec, first, record, desk).items():
+        if reply.outcome in SETTLED:
+            tally.made[name] += 1
+            tally.reused[name] -= 1  # the pipeline will find it on record
+            tally.outcomes[name] = Counter({reply.outcome: 1})
     since = read_record(journal.new_entries(), with_gaps=economy)
     tally.usd = {name: spent.usd for name, spent in since.spent.items()}
     record.add(since)
@@ -99,8 +101,10 @@ def _ask(run: Run, panel: Panel, journal: Journal, record: Record, tally: Tally)
             advance(name, twin_calls, tally.note(name))
         if panel.interactive.teachers:
             ask_panel(
-                files, panel.interactive, record, desk,
-                pairs_per_batch=config.annotate.pairs_per_batch, progress=advance, tally=tally,
+                files, panel.interactive, record, desk, journal,
+                rounds=config.annotate.rounds,
+                pairs_per_batch=config.annotate.pairs_per_batch,
+                progress=advance, tally=tally,
             )  # fmt: skip
         for stream in streams:
             for rows in rows_of(stream):

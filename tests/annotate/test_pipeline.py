@@ -260,7 +260,8 @@ def test_a_teacher_that_keeps_failing_opens_the_circuit(
 
 def test_calls_that_failed_are_named_and_tried_again(ray_cluster: None, demo_config: Path) -> None:
     failing = ("teachers=[{name: alba, provider: scripted, model: s}]", "decoding.retries=0",
-               "annotate.max_failures=1000", "data.limit=4", "data.eval_fraction=0")  # fmt: skip
+               "annotate.max_failures=1000", "annotate.rounds=1", "data.limit=4",
+               "data.eval_fraction=0")  # fmt: skip
     run = run_of(demo_config, *failing)
     STAGES["prepare"](run)
     summary = STAGES["annotate"](run)

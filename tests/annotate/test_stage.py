@@ -246,6 +246,24 @@ def test_one_poisonous_pair_never_stops_the_others(
         assert STAGES["annotate"](run)["calls_made"] == 0  # settled: nobody asks again by itself
 
 
+def test_what_failed_is_asked_again_in_another_round(ray_cluster: None, demo_config: Path) -> None:
+    """Without any retries: every second call fails at first, and a call is counted once."""
+    asked: Counter[str] = Counter()
+
+    def plan(body: dict[str, Any]) -> str | int:
+        text = json.dumps(body)
+        asked[text] += 1
+        return 500 if asked[text] == 1 and len(asked) % 2 else "ok"
+
+    with serve(plan) as server:
+        run = run_of(demo_config, panel(server, "openai"), "decoding.retries=0")
+        summary = STAGES["annotate"](run)
+        assert summary["outcomes"] == {"ok": 18}
+        assert summary["calls_made"] == 18
+        assert len(server.requests) == 18 + 9
+        assert summary["cost_usd"] == pytest.approx(18 * 120e-6)
+
+
 def test_two_actors_keep_to_one_limit(ray_cluster: None, demo_config: Path) -> None:
     """600 a minute granted and told: no refusal, and the starts are spaced."""
     with serve(rpm=600) as server:
