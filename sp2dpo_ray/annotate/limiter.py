@@ -21,8 +21,9 @@ from sp2dpo_ray.core.hashing import sha256_hex
 SHARE = 0.98  # of the limit: requests arrive with some jitter, and a refused one is lost time
 LEASE_S = 0.25  # seconds of starts in a lease: few messages, yet a slow-down is felt at once
 MOST_AT_ONCE = 64  # starts in a lease where nothing limits
-SLOWER = 0.9  # factor of the rate that got through, when the provider refuses
-FASTER = 1.1  # factor a second while it does not
+SLOWER = 0.97  # factor of the rate that got through, when the provider refuses
+FASTER = 1.1  # factor a second, always: a refusal in thirty, whatever its reason, is outgrown
+FASTER_UNKNOWN = 1.03  # the same where no limit is told, and growing too far is refused
 CALM_S = 1.0  # refusals within this time count as one: they were all sent at the old rate
 LEAST_SHARE = 1 / 8  # of a known limit; a provider may refuse for reasons other than our rate
 LEAST = 2.0  # starts a second where no limit is known
@@ -52,7 +53,8 @@ class Pace:
         self._rate = self._ceiling
         self._least = self._ceiling * LEAST_SHARE if rpm else LEAST
         self._free_at = now + RESTART_PAUSE_S if restarted else now
-        self._refused_at = self._slowed_at = -inf
+        self._faster = FASTER if rpm else FASTER_UNKNOWN
+        self._slowed_at = -inf
         self._seen_at = now
         self._granted: deque[tuple[float, int]] = deque()
 
@@ -75,21 +77,20 @@ class Pace:
 
     def refused(self, pause_s: float | None, now: float) -> None:
         """The provider answered 429: slow down, and pause for what it asked."""
+        self._recover(now)
         self._granted.append((now, -1))
         if now - self._slowed_at >= CALM_S:
             # what got through lately, a little less of it; pauses do the rest
-            seen = sum(count for _, count in self._granted) / (2 * CALM_S)
+            span = 2 * CALM_S if self._rate == inf else max(now - self._granted[0][0], LEASE_S)
+            seen = sum(count for _, count in self._granted) / span
             self._rate = max(min(self._rate, seen) * SLOWER, self._least)
             self._slowed_at = now
-        self._refused_at = self._seen_at = now
         if pause_s:
             self._free_at = max(self._free_at, now + pause_s)
 
     def _recover(self, now: float) -> None:
-        calm_since = max(self._refused_at + CALM_S, self._seen_at)
-        if now > calm_since:
-            self._rate = min(self._rate * FASTER ** (now - calm_since), self._ceiling)
-            self._seen_at = now
+        self._rate = min(self._rate * self._faster ** (now - self._seen_at), self._ceiling)
+        self._seen_at = now
 
 
 class Limiter:

@@ -56,10 +56,10 @@ def test_a_refusal_slows_down_pauses_and_is_forgiven() -> None:
     greedy(pace, 5.0, 1)
     pace.refused(30.0, 5.0)
     slower = pace.rate
-    assert slower <= 0.9 * 9.8
-    for late in (5.1, 5.2, 5.9):  # answers to requests that were under way
+    assert slower <= 0.97 * 9.8
+    for late in (5.1, 5.2, 5.9):  # answers to requests that were under way slow down no further
         pace.refused(None, late)
-    assert pace.rate == slower
+    assert pace.rate >= slower
     assert starts(pace, 6.0, 1)[0] >= 35.0  # the pause holds for all
     pace.lease(1, 1.0, 60.0)
     assert pace.rate == pytest.approx(9.8)
@@ -83,8 +83,22 @@ def test_without_a_known_limit_it_finds_one() -> None:
                 free_at += 0.1
                 granted += 1
         now += 1e-3
-    assert granted >= 0.75 * 1200
-    assert refused < 0.1 * granted
+    assert granted >= 0.95 * 1200
+    assert refused < 0.15 * granted
+
+
+def test_a_few_refusals_for_other_reasons_cost_little() -> None:
+    """Three in a hundred, at random, at a rate that is granted: an overloaded provider."""
+    pace, draw = Pace(6_000, None, 0.0), random.Random(0)
+    now, sent = 0.0, 0
+    while now < 60.0:
+        lease = pace.lease(64, 1.0, now)
+        sent += lease.count
+        now += lease.delay_s + lease.count * lease.interval_s
+        for _ in range(lease.count):
+            if draw.random() < 0.03:
+                pace.refused(None, now)
+    assert sent >= 0.85 * 6_000
 
 
 def test_a_restart_does_not_burst() -> None:
