@@ -25,6 +25,7 @@ SLOWER = 0.97  # factor of the rate that got through, when the provider refuses
 FASTER = 1.1  # factor a second, always: a refusal in thirty, whatever its reason, is outgrown
 FASTER_UNKNOWN = 1.03  # the same where no limit is told, and growing too far is refused
 CALM_S = 1.0  # refusals within this time count as one: they were all sent at the old rate
+LONGEST_CALM_S = 300.0  # growth over a longer time would be no number any more
 LEAST_SHARE = 1 / 8  # of a known limit; a provider may refuse for reasons other than our rate
 LEAST = 2.0  # starts a second where no limit is known
 RESTART_PAUSE_S = 2.0  # what was leased before a restart is unknown; let it run out
@@ -89,7 +90,8 @@ class Pace:
             self._free_at = max(self._free_at, now + pause_s)
 
     def _recover(self, now: float) -> None:
-        self._rate = min(self._rate * self._faster ** (now - self._seen_at), self._ceiling)
+        calm_s = min(now - self._seen_at, LONGEST_CALM_S)
+        self._rate = min(self._rate * self._faster**calm_s, self._ceiling)
         self._seen_at = now
 
 

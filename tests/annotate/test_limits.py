@@ -101,6 +101,15 @@ def test_a_few_refusals_for_other_reasons_cost_little() -> None:
     assert sent >= 0.85 * 6_000
 
 
+@pytest.mark.parametrize("rpm", [None, 600])
+def test_a_day_without_a_call_is_survived(rpm: int | None) -> None:
+    pace = Pace(rpm, None, 0.0)
+    pace.lease(64, 1.0, 0.0)
+    pace.refused(None, 1.0)
+    lease = pace.lease(1, 1.0, 86_400.0)
+    assert (lease.count, lease.delay_s) == (1, 0.0)
+
+
 def test_a_restart_does_not_burst() -> None:
     pace = Pace(600, None, 100.0, restarted=True)
     assert starts(pace, 100.0, 1)[0] >= 102.0
