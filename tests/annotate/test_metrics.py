@@ -26,7 +26,7 @@ run = Run(load_config(sys.argv[1], ("data.limit=4", "data.eval_fraction=0")))
 STAGES["prepare"](run)
 STAGES["annotate"](run)
 text, deadline = "", time.time() + 60
-while "calls_total" not in text and time.time() < deadline:
+while not ("calls_total" in text and "calls_expected" in text) and time.time() < deadline:
     time.sleep(2)
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     text = urllib.request.urlopen(address).read().decode()
