@@ -18,6 +18,11 @@ def kill_tree(pid: int) -> None:
     psutil.wait_procs(family, timeout=20)
 
 
+def hears_interrupts() -> None:
+    """For `preexec_fn`: a shell's background job is born deaf to Ctrl-C, and so are its heirs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def panel_actors(root: int | None = None) -> list[psutil.Process]:
     """The processes that ask teachers, below one process or on this machine."""
     return actors_called("PanelActor", root)

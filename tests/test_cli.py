@@ -19,6 +19,7 @@ from sp2dpo_ray import cli
 from sp2dpo_ray.core import artifact
 from sp2dpo_ray.core.artifact import open_artifact
 from sp2dpo_ray.stages import STAGES
+from tests.processes import hears_interrupts
 
 
 def sp2dpo(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -218,7 +219,7 @@ def test_an_interrupt_is_resumable_and_a_second_command_is_kept_out(demo_config:
     assert sp2dpo("prepare", str(demo_config), *slow).returncode == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "sp2dpo_ray", "annotate", str(demo_config), *slow],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_interrupts,
     )  # fmt: skip
     journal = demo_config.parent / "runs" / "test" / "journal"
     deadline = time.monotonic() + 90

@@ -29,7 +29,7 @@ from sp2dpo_ray.stages.train import train
 from sp2dpo_ray.train.loop import steps_of
 from sp2dpo_ray.train.step import METRICS, accumulate, means
 from sp2dpo_ray.train.task import Pairs
-from tests.processes import kill_tree
+from tests.processes import hears_interrupts, kill_tree
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def test_an_interrupted_training_is_resumable(ray_cluster: None, demo_config: Pa
     arguments = [a for override in overrides for a in ("--set", override)]
     process = subprocess.Popen(
         [sys.executable, "-m", "sp2dpo_ray", "train", str(demo_config), *arguments],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hears_interrupts,
     )  # fmt: skip
     wait_for_checkpoint(process, run.path("train", "jmamp"))
     process.send_signal(signal.SIGINT)
