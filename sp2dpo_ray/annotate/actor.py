@@ -24,9 +24,9 @@ from sp2dpo_ray.annotate.metrics import Metrics
 from sp2dpo_ray.annotate.record import gap_of, places_of, prefix
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
-from sp2dpo_ray.core.calls import Call, calls_of
+from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.economy import needed_first, settled
-from sp2dpo_ray.core.pairs import Pair, pairs_from
+from sp2dpo_ray.core.pairs import pairs_from
 
 PLACE = "place"  # column of a pair's number among all pairs of the stage
 OUTPUT = pa.schema(
@@ -75,7 +75,6 @@ class PanelActor:
 
     def __init__(self, spec: PanelSpec, keys: Any, gaps: Any, desk: Any) -> None:
         self._spec = spec
-        self._identities = spec.identities
         self._keys = ray.get(keys)  # shared memory: all actors of a node read the same
         self._gaps = ray.get(gaps)
         self._desk = desk
@@ -92,14 +91,13 @@ class PanelActor:
         return asyncio.run_coroutine_threadsafe(self._annotate(batch), self._loop).result()
 
     async def _annotate(self, batch: pa.Table) -> pa.Table:
-        pairs = [pair for pair in pairs_from(batch) if pair.prompt_id not in self._spec.twins]
         counts = _Counts()
-        if pairs:
+        if calls := self._spec.calls(pairs_from(batch)):
             if await self._desk.begin.remote(batch[PLACE].to_pylist()):
                 # Ray gives a lost actor's pairs to this one: look at what was recorded meanwhile
                 async with self._reading:
                     self._late |= await asyncio.to_thread(self._recorded)
-            await self._ask_all(pairs, counts)
+            await self._ask_all(calls, counts)
         table = counts.table(self._money_since())
         self._metrics.count(table)
         return table
@@ -111,14 +109,7 @@ class PanelActor:
             if entry["kind"] == "result" and entry["outcome"] in SETTLED
         }
 
-    async def _ask_all(self, pairs: list[Pair], counts: _Counts) -> None:
-        calls = [
-            call
-            for pair in pairs
-            for call in calls_of(
-                pair, self._identities, self._spec.prompts, redact=self._spec.redact
-            )
-        ]
+    async def _ask_all(self, calls: list[Call], counts: _Counts) -> None:
         groups: dict[tuple[str, str], list[tuple[Call, float | None]]] = {}
         for call, place in zip(
             calls, places_of([call.key for call in calls], self._keys), strict=True

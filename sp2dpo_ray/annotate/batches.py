@@ -28,9 +28,9 @@ from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.annotate.table import pair_chunks
 from sp2dpo_ray.config import TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
-from sp2dpo_ray.core.calls import Call, calls_of
+from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.errors import Sp2dpoError, TeacherStopped
-from sp2dpo_ray.teachers.base import Reply, identity
+from sp2dpo_ray.teachers.base import Reply
 from sp2dpo_ray.teachers.batch import Look, State, make_batch_api
 from sp2dpo_ray.teachers.retry import LONGEST_WAIT_S
 
@@ -96,7 +96,6 @@ class Runner:
         self._desk = desk
         self._section = order.teacher
         self._decoding = order.spec.decoding
-        self._identities = (identity(self._section, self._decoding),)
         self._api = make_batch_api(self._section, self._decoding)
         self._segment = Segment(order.spec.place, self._section.name)
         self._price = price_of(self._section)
@@ -165,15 +164,9 @@ class Runner:
 
     def _calls(self) -> Iterator[Call]:
         """The calls that were not on record when the command began; the others are counted."""
-        spec = self._order.spec
         for file in self._order.files:
             for pairs in pair_chunks(file):
-                calls = [
-                    call
-                    for pair in pairs
-                    if pair.prompt_id not in spec.twins
-                    for call in calls_of(pair, self._identities, spec.prompts, redact=spec.redact)
-                ]
+                calls = self._order.spec.calls(pairs)
                 known = self._order.record.settled([call.key for call in calls])
                 self._on_record += sum(known)
                 yield from (c for c, settled in zip(calls, known, strict=True) if not settled)

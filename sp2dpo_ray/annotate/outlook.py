@@ -16,7 +16,7 @@ from sp2dpo_ray.annotate.record import Record, Spent
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.annotate.table import pair_chunks
 from sp2dpo_ray.config import TeacherSection
-from sp2dpo_ray.core.calls import Call, calls_of
+from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.costs import Usage, likely_prompt_tokens
 
 ANSWER_TOKENS = 40  # of a JSON answer, until this teacher's answers have told
@@ -61,12 +61,7 @@ def look_ahead(files: list[Path], spec: PanelSpec, record: Record) -> dict[str, 
 def _chunks(files: list[Path], spec: PanelSpec) -> Iterator[list[Call]]:
     for file in files:
         for pairs in pair_chunks(file):
-            yield [
-                call
-                for pair in pairs
-                if pair.prompt_id not in spec.twins
-                for call in calls_of(pair, spec.identities, spec.prompts, redact=spec.redact)
-            ]
+            yield spec.calls(pairs)
 
 
 def _finish(outlook: Outlook, teacher: TeacherSection, known: Spent) -> None:

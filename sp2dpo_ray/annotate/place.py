@@ -18,9 +18,7 @@ from sp2dpo_ray.errors import ConfigError, Stopped
 
 
 class Place(Protocol):
-    """Named files, names with `/` between folders. `appends`: whether a file can grow."""
-
-    appends: bool
+    """Named files, names with `/` between folders."""
 
     def files(self, suffix: str) -> dict[str, int]:
         """Sizes of the files with this suffix, by name, in the order of names."""
@@ -45,8 +43,6 @@ class Place(Protocol):
 
 class Folder:
     """A local or shared folder."""
-
-    appends = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -86,8 +82,6 @@ class Folder:
 
 class ObjectStore:
     """A prefix of a bucket. Objects never grow, and appear when they are whole."""
-
-    appends = False
 
     def __init__(self, uri: str) -> None:
         self.uri = uri

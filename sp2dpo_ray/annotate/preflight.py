@@ -17,7 +17,7 @@ from sp2dpo_ray.annotate.chair import seat
 from sp2dpo_ray.annotate.record import Record
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.core.annotation import Outcome
-from sp2dpo_ray.core.calls import Call, calls_of
+from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.errors import ConfigError, Sp2dpoError, Stopped, TeacherStopped
 from sp2dpo_ray.teachers.base import Reply
@@ -50,7 +50,7 @@ def _first_calls(spec: PanelSpec, pairs: list[Pair], record: Record) -> dict[str
     external = {teacher.name for teacher in spec.teachers if teacher.external}
     first: dict[str, Call] = {}
     for pair in pairs:
-        calls = list(calls_of(pair, spec.identities, spec.prompts, redact=spec.redact))
+        calls = spec.calls([pair])
         for call, settled in zip(calls, record.settled([c.key for c in calls]), strict=True):
             if not settled and call.teacher in external:
                 first.setdefault(call.teacher, call)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from sp2dpo_ray.annotate.place import Place
 from sp2dpo_ray.config import DecodingSection, TeacherSection
-from sp2dpo_ray.core.calls import TeacherIdentity
+from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
 from sp2dpo_ray.core.ensemble import LinearMap
+from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.prompts import PromptSet
 from sp2dpo_ray.teachers.base import identity
 
@@ -38,3 +39,13 @@ class PanelSpec:
     @property
     def identities(self) -> tuple[TeacherIdentity, ...]:
         return tuple(identity(teacher, self.decoding) for teacher in self.teachers)
+
+    def calls(self, pairs: list[Pair]) -> list[Call]:
+        """Every call about these pairs, twins left out: pair by pair, teacher by teacher."""
+        identities = self.identities
+        return [
+            call
+            for pair in pairs
+            if pair.prompt_id not in self.twins
+            for call in calls_of(pair, identities, self.prompts, redact=self.redact)
+        ]
