@@ -19,9 +19,11 @@ from typing import Any
 
 from sp2dpo_ray import __version__
 from sp2dpo_ray.config import Config
+from sp2dpo_ray.console import say
 from sp2dpo_ray.core.artifact import (
     Draft,
     Manifest,
+    OtherVersion,
     Provenance,
     open_artifact,
     publish,
@@ -72,11 +74,15 @@ class Run:
                 )
             digests[name] = open_artifact(folder).digest
         key = sha256_hex([stage, settings, digests])
-        return Provenance(stage, key, self.config.lambda_id, digests)
+        return Provenance(stage, key, self.config.lambda_id, digests, settings)
 
     def finished(self, folder: Path, provenance: Provenance) -> Manifest | None:
         """The manifest in `folder` if it is what this stage would make again, checked."""
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except OtherVersion as error:
+            say(f"{error}. It is made anew")
+            return None
         if manifest is None or manifest.key != provenance.key:
             return None
         return open_artifact(folder)

@@ -48,7 +48,10 @@ def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None
         ("teachers.0.limits.rpmm=3", "teachers[0].limits.rpmm: unknown key"),
         ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1, got 0"),
         ("train.precision=fp8", "train.precision: Input should be 'bf16' or 'fp32', got 'fp8'"),
-        ("mapping.beta_min=0.5", "beta_min must not exceed beta_max, got 0.5 and 0.3"),
+        (
+            "mapping.beta_min=0.5",
+            "mapping: the envelope needs 0 < beta_min <= beta_max, got [0.5, 0.3]",
+        ),
         ("train.max_prompt_length=4096", "max_prompt_length must be below max_length"),
         ("train.pairs_per_step=2", "workers must not exceed pairs_per_step, got 4 and 2"),
         ("teachers=[]", "teachers: Tuple should have at least 1 item"),

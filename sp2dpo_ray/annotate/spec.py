@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from sp2dpo_ray.annotate.place import Place
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
-from sp2dpo_ray.core.ensemble import LinearMap
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.prompts import PromptSet
+from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.teachers.base import identity
 
 
@@ -34,7 +34,7 @@ class PanelSpec:
     max_pause_s: float
     redact: bool = False
     twins: frozenset[str] = frozenset()
-    early_stop: tuple[float, LinearMap] | None = None
+    early_stop: tuple[float, BetaMap] | None = None
 
     @property
     def identities(self) -> tuple[TeacherIdentity, ...]:

@@ -21,11 +21,11 @@ from sp2dpo_ray.annotate.answers import Answer, Answers
 from sp2dpo_ray.core.annotation import Outcome, read_answer
 from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
 from sp2dpo_ray.core.economy import settled
-from sp2dpo_ray.core.ensemble import LinearMap
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, Pair, pairs_from
 from sp2dpo_ray.core.prompts import PromptSet
 from sp2dpo_ray.core.redaction import redact_pair
-from sp2dpo_ray.core.schedule import ANNOTATION_SCHEMA
+from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA
+from sp2dpo_ray.core.schedule.mapping import BetaMap
 
 PAIRS_AT_ONCE = 2_000
 Row = dict[str, Any]
@@ -41,7 +41,7 @@ class Expected:
     teachers: tuple[TeacherIdentity, ...]
     prompts: PromptSet
     redact: bool = False
-    early_stop: tuple[float, LinearMap] | None = None
+    early_stop: tuple[float, BetaMap] | None = None
 
 
 @dataclass(slots=True)
@@ -140,7 +140,7 @@ def _row(split: str, call: Call, answer: Answer | None) -> Row:
     return row
 
 
-def _mark_skipped(rows: list[Row], eps: float, beta_of: LinearMap) -> None:
+def _mark_skipped(rows: list[Row], eps: float, beta_of: BetaMap) -> None:
     """Mark the calls of one teacher on one pair that were not made since they could not matter."""
     missing = [row for row in rows if row["outcome"] == Outcome.NOT_ATTEMPTED]
     known = [row for row in rows if row["outcome"] != Outcome.NOT_ATTEMPTED]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"[a-z][a-z0-9]*"
 # providers that send the pairs to somebody else's machine; each needs a key unless it is self-made
+WITHOUT_MODEL = ("offline", "scripted")
 API_PROVIDERS = frozenset({"openai", "gemini", "dashscope"})
 BATCH_PROVIDERS = frozenset({"openai", "gemini"})
 
@@ -116,6 +117,11 @@ class TeacherSection(Section):
     def external(self) -> bool:
         """Whether asking sends the pairs' text over the network to an API."""
         return self.provider in API_PROVIDERS
+
+    @property
+    def is_model(self) -> bool:
+        """Whether a model answers, and not rules or a script."""
+        return self.provider not in WITHOUT_MODEL
 
 
 class PromptsSection(Section):

@@ -19,9 +19,12 @@ from sp2dpo_ray.config.panel import (
     Section,
     TeacherSection,
 )
+from sp2dpo_ray.config.schedule import EnsembleSection, MappingSection
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.hashing import sha256_hex
-from sp2dpo_ray.core.schedule import ENSEMBLE
+from sp2dpo_ray.core.schedule.columns import ENSEMBLE
+from sp2dpo_ray.core.schedule.grid import Panel
+from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import ConfigError
 
 
@@ -60,28 +63,6 @@ class DataSection(Section):
     """Keep the first so many clean pairs of `eval_source`."""
     external: bool = True
     """Whether the pairs may be sent to somebody else's API; false refuses every API teacher."""
-
-
-class MappingSection(Section):
-    shape: Literal["linear"] = "linear"
-    """The map from effective gap to beta (Eq. 15)."""
-    beta_min: float = Field(0.03, gt=0)
-    beta_max: float = Field(0.3, gt=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> MappingSection:
-        if self.beta_min > self.beta_max:
-            raise ValueError(
-                f"beta_min must not exceed beta_max, got {self.beta_min} and {self.beta_max}"
-            )
-        return self
-
-
-class EnsembleSection(Section):
-    over_prompts: Literal["median"] = "median"
-    """How the variants of one teacher become one gap (Eq. 16)."""
-    over_teachers: Literal["mean"] = "mean"
-    """How the teachers' betas become one (Eq. 17)."""
 
 
 class LoraSection(Section):
@@ -209,7 +190,22 @@ class Config(Section):
             *(("sweep.arms", a) for a in self.sweep.arms),
         ):
             self._check_arm(where, arm, teachers, variants)
+        recipe = self.recipe  # it has rules of its own
+        if self.annotate.early_stop is not None and not recipe.mapping.of_gap_alone:
+            raise ValueError(
+                "annotate.early_stop knows the bounds of maps of the gap alone; leave out "
+                "mapping.categories, mapping.gate and the shape quantile, or early_stop"
+            )
         return self
+
+    @property
+    def panel(self) -> Panel:
+        return Panel(tuple(teacher.name for teacher in self.teachers), self.prompts.variants)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How betas come from annotations."""
+        return self.ensemble.recipe(self.panel, self.mapping)
 
     @model_validator(mode="after")
     def _may_leave(self) -> Config:

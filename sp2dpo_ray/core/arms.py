@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from sp2dpo_ray.core.ensemble import Floats
 from sp2dpo_ray.core.hashing import uniform_draws
-from sp2dpo_ray.core.schedule import ENSEMBLE, RANDOM_SEED
+from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE, RANDOM_SEED
+from sp2dpo_ray.core.schedule.ensemble import Floats
 from sp2dpo_ray.errors import ConfigError, DataError
-
-JMAMP_COLUMN = f"beta_annotators_mean_{ENSEMBLE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ def _match(values: Floats, ids: list[str]) -> Floats:
 # name pattern -> how the arm is made of the match; the first that fits decides
 RULES: tuple[tuple[str, Callable[[re.Match[str]], Arm]], ...] = (
     (r"jmamp", lambda m: Arm(m[0], "SP2DPO: median over prompts, mean over teachers (Eq. 18)",
-                             column=JMAMP_COLUMN)),
+                             column=DEFAULT_BETA)),
     (r"sa-(\w+)-(\w+)", lambda m: Arm(m[0], f"single call: {m[1]}, {m[2]} (Eq. 15)",
                                       column=f"beta_{m[1]}_{m[2]}")),
     (r"se-(\w+)", lambda m: Arm(m[0], f"one teacher, median over prompts: {m[1]} (Eq. 16)",
@@ -93,9 +91,9 @@ RULES: tuple[tuple[str, Callable[[re.Match[str]], Arm]], ...] = (
                                 column=f"beta_annotators_mean_{m[1]}")),
     (r"random", lambda m: Arm(m[0], "control: uniform in the envelope", column="beta_random")),
     (r"shuffled", lambda m: Arm(m[0], "control: the schedule's betas on other pairs",
-                                column=JMAMP_COLUMN, rearrange=_shuffle)),
+                                column=DEFAULT_BETA, rearrange=_shuffle)),
     (r"matched-constant", lambda m: Arm(m[0], "control: the schedule's mean for every pair",
-                                        column=JMAMP_COLUMN, rearrange=_match)),
+                                        column=DEFAULT_BETA, rearrange=_match)),
     (r"column:(\w+)", lambda m: Arm(m[0], f"column {m[1]} of the schedule", column=m[1])),
     (r"dpo:(\d+\.?\d*|\.\d+)", lambda m: Arm(m[0], f"DPO, beta {float(m[1]):g} for every pair",
                                              constant=float(m[1]))),

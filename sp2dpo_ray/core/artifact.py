@@ -24,19 +24,20 @@ from sp2dpo_ray.core.hashing import canonical_json, sha256_file, sha256_hex
 from sp2dpo_ray.errors import ArtifactError
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSIONS = {"schedule": 2}  # of the stages whose files have changed since; else 1
 ROWS_AT_ONCE = 4_096  # of a row group: what a reader must hold at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Which stage made an artifact, from what. `key` hashes the configuration that the stage reads
-    and the digests of `inputs`; equal keys mean equal artifacts."""
+    """Which stage made an artifact, from what. `key` hashes `settings`, the configuration that the
+    stage reads, and the digests of `inputs`; equal keys mean equal artifacts."""
 
     stage: str
     key: str
     lambda_id: str
     inputs: dict[str, str]
+    settings: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class Manifest:
     inputs: dict[str, str]
     files: dict[str, str]
     summary: dict[str, Any]
-    schema_version: int = SCHEMA_VERSION
+    settings: Any = None
+    schema_version: int = 1
     code_version: str = __version__
 
     @property
@@ -104,6 +106,8 @@ def seal(folder: Path, provenance: Provenance, summary: dict[str, Any]) -> Manif
         provenance.inputs,
         files,
         json.loads(canonical_json(summary)),
+        json.loads(canonical_json(provenance.settings)),
+        _schema_version(provenance.stage),
     )
     write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, sort_keys=True))
     return manifest
@@ -118,6 +122,10 @@ def write_atomically(path: Path, text: str) -> None:
     _flush(path.parent)
 
 
+class OtherVersion(ArtifactError):
+    """An artifact whose schema is that of another release."""
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of an artifact, or None if the folder holds no finished one."""
     path = folder / MANIFEST
@@ -128,11 +136,18 @@ def read_manifest(folder: Path) -> Manifest | None:
         manifest = Manifest(**content)
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: not a manifest: {error}") from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path}: schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}"
+    known = _schema_version(manifest.stage)
+    if manifest.schema_version != known:
+        raise OtherVersion(
+            f"{path}: {manifest.stage} of schema version {manifest.schema_version}, made by "
+            f"release {manifest.code_version}; this one reads version {known}. Read it with that "
+            f"release, or remove {folder} and run: sp2dpo {manifest.stage}"
         )
     return manifest
+
+
+def _schema_version(stage: str) -> int:
+    return SCHEMA_VERSIONS.get(stage, 1)
 
 
 def open_artifact(folder: Path) -> Manifest:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sp2dpo_ray.core.ensemble import Floats
+from sp2dpo_ray.core.schedule.ensemble import Floats
 
 
 def median_bounds(known: list[float], variants: int) -> tuple[float, float, float]:

@@ -11,6 +11,8 @@ ANNOTATIONS = "annotations.parquet"
 SCHEDULE = "schedule.parquet"
 SCHEDULE_CSV = "schedule.csv"
 DIAGNOSTICS = "diagnostics.parquet"
+QUALITY = "diagnostics.json"  # the same in figures
+CARD = "card.md"
 EVAL_SCHEDULE = "eval_schedule.parquet"
 EVAL_DIAGNOSTICS = "eval_diagnostics.parquet"
 

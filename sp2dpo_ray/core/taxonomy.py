@@ -7,6 +7,7 @@ priority order of Eq. 25 (0 is Safety). Invariant: a lower code always wins a ti
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class Category(StrEnum):
     STYLE = "Style"
 
 
+Codes = NDArray[np.int8]  # of categories; -1: none
 CATEGORIES: tuple[Category, ...] = tuple(Category)
 CODE: dict[Category, int] = {category: code for code, category in enumerate(CATEGORIES)}
 
@@ -60,7 +62,7 @@ def parse_category(name: str) -> Category | None:
     return ALIASES.get(" ".join(name.split()).lower())
 
 
-def majority_vote(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def majority_vote(codes: NDArray[Any]) -> tuple[Codes, NDArray[np.bool_]]:
     """Majority with ties broken by priority (MajPriVote, Eq. 32).
 
     codes: (N, V) category codes of V votes. Returns the winners (N,) and whether two or more
@@ -69,4 +71,4 @@ def majority_vote(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[
     counts = (codes[:, :, None] == np.arange(len(CATEGORIES))).sum(axis=1)
     top = counts.max(axis=1, keepdims=True)
     winners = counts.argmax(axis=1)  # argmax takes the first, the one of highest priority
-    return winners, (counts == top).sum(axis=1) > 1
+    return winners.astype(np.int8), (counts == top).sum(axis=1) > 1

@@ -10,8 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
 
-from sp2dpo_ray.core.arms import JMAMP_COLUMN
-from sp2dpo_ray.core.schedule import ENSEMBLE, Panel
+from sp2dpo_ray.core.schedule.agreement import spearman
+from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE
+from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 
 INK = "#8a8f98"  # readable on light and dark ground
@@ -21,7 +22,7 @@ ARM_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#72b7b2",
 
 def beta_by_category(schedule: pa.Table, diagnostics: pa.Table) -> str:
     """Distribution of the default schedule's beta in each category of the panel."""
-    beta = schedule[JMAMP_COLUMN].to_numpy()
+    beta = schedule[DEFAULT_BETA].to_numpy()
     category = np.array(diagnostics["category"].to_pylist(), dtype=object)
     figure = go.Figure()
     for colour, name in zip(COLOURS, CATEGORIES, strict=True):
@@ -39,7 +40,7 @@ def beta_histogram(schedule: pa.Table) -> str:
     """The default schedule's betas beside the random control's."""
     figure = go.Figure()
     for name, column, colour in (
-        ("jmamp", JMAMP_COLUMN, COLOURS[0]),
+        ("jmamp", DEFAULT_BETA, COLOURS[0]),
         ("random", "beta_random", INK),
     ):
         figure.add_trace(
@@ -88,20 +89,6 @@ def teacher_agreement(schedule: pa.Table, panel: Panel) -> str:
     )
     figure.update_yaxes(autorange="reversed")
     return _html(figure, "teacher-agreement")
-
-
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """Rank correlation with ties at their mean rank; NaN where a side is constant."""
-    ranks = [_ranks(one), _ranks(other)]
-    if min(rank.std() for rank in ranks) == 0:
-        return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return ((last - counts + 1 + last) / 2)[inverse]
 
 
 def training_curves(curves: dict[str, list[dict[str, float]]], metric: str, title: str) -> str:

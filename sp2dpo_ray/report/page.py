@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 from plotly.offline import get_plotlyjs
 
-from sp2dpo_ray.core.arms import JMAMP_COLUMN
 from sp2dpo_ray.core.pairs import Pair
-from sp2dpo_ray.core.schedule import Panel
+from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
+from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.report import figures
 
 PAIRS_SHOWN = 24  # of each kind
@@ -70,7 +70,7 @@ def render(data: PageData) -> str:
 
 def shown_pairs(data: PageData) -> list[tuple[str, list[dict[str, Any]]]]:
     """The pairs with the highest and lowest beta and those that the teachers dispute most."""
-    beta = data.schedule[JMAMP_COLUMN].to_numpy()
+    beta = data.schedule[DEFAULT_BETA].to_numpy()
     dispute = data.diagnostics["teacher_std"].to_numpy()
     rising = np.argsort(beta, kind="stable")
     kinds = (
@@ -100,7 +100,7 @@ def _pair_row(data: PageData, row: int) -> dict[str, Any]:
     ]
     return {
         "pair": data.pairs[values["prompt_id"]],
-        "beta": values[JMAMP_COLUMN],
+        "beta": values[DEFAULT_BETA],
         "category": data.diagnostics["category"][row].as_py(),
         "dispute": data.diagnostics["teacher_std"][row].as_py(),
         "calls": calls,

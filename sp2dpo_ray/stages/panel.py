@@ -7,7 +7,7 @@ made here, so neither a key nor an SDK is needed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from sp2dpo_ray.annotate.place import find_place
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.annotate.table import Expected
 from sp2dpo_ray.annotate.twins import find_twins
-from sp2dpo_ray.core.ensemble import LinearMap
 from sp2dpo_ray.core.files import EVAL, TRAIN
 from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.run import Run
@@ -70,7 +69,7 @@ class Panel:
             "prompts": spec.prompts.digest,
             "evaluation": EVAL in self.files,
             "redact": spec.redact,
-            "early_stop": spec.early_stop and [spec.early_stop[0], repr(spec.early_stop[1])],
+            "early_stop": spec.early_stop and [spec.early_stop[0], asdict(spec.early_stop[1])],
         }
 
 
@@ -82,8 +81,7 @@ def panel_of(run: Run) -> Panel:
     actors = min(annotate.actors, *(teacher.limits.in_flight for teacher in config.teachers))
     economy = None
     if annotate.early_stop is not None:
-        beta_of = LinearMap(config.mapping.beta_min, config.mapping.beta_max)
-        economy = (annotate.early_stop, beta_of)
+        economy = (annotate.early_stop, config.mapping.map())
     spec = PanelSpec(
         teachers=config.teachers,
         decoding=config.decoding,

@@ -19,12 +19,11 @@ from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import open_artifact, publish, read_manifest
 from sp2dpo_ray.core.files import DIAGNOSTICS, EVAL_PAIRS, METRICS_LINES, SCHEDULE, TRAIN
 from sp2dpo_ray.core.pairs import pairs_from
-from sp2dpo_ray.core.schedule import Panel
+from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
 from sp2dpo_ray.report.page import PageData, render
 from sp2dpo_ray.run import Run, Summary
 
-WITHOUT_MODEL = ("offline", "scripted")
 SHOWN_STAGES = ("pairs", "student", "annotations", "schedule")
 
 
@@ -52,7 +51,7 @@ def report(run: Run) -> Summary:
         arms=rows,
         curves={name: _metrics(run, name) for name in trained},
         by_category={name: s["eval"].get("by_category", {}) for name, s in trained.items()},
-        without_model=[t.name for t in config.teachers if t.provider in WITHOUT_MODEL],
+        without_model=[t.name for t in config.teachers if not t.is_model],
     )
 
     with publish(run.path("report"), provenance) as draft:

@@ -26,9 +26,9 @@ from sp2dpo_ray.core.files import (
     EVAL_PAIRS,
     HELD_OUT,
     METRICS_LINES,
-    SCHEDULE,
     TRAIN,
 )
+from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.evaluate.compare import group_scores
 from sp2dpo_ray.run import Run, Summary
@@ -124,7 +124,8 @@ def _write_betas(run: Run, arm: Arm, folder: Path) -> int:
     ids = pq.read_table(run.pairs_file(TRAIN), columns=["prompt_id"])["prompt_id"].to_pylist()
     schedule = None
     if read_manifest(run.path("schedule")):
-        schedule = pq.read_table(run.path("schedule", SCHEDULE))
+        columns = [arm.column] if arm.column else []
+        schedule = read_columns(run.path("schedule"), columns)
         scheduled = set(schedule["prompt_id"].to_pylist())
         ids = [name for name in ids if name in scheduled]
     if not ids:

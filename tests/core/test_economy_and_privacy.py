@@ -16,14 +16,17 @@ from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.calls import TeacherIdentity, calls_of
 from sp2dpo_ray.core.costs import Price, Usage, likely_prompt_tokens, most_prompt_tokens
 from sp2dpo_ray.core.economy import median_bounds, needed_first, settled
-from sp2dpo_ray.core.ensemble import LinearMap, mean_over_teachers, median_over_prompts
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.core.redaction import redact, redact_pair
-from sp2dpo_ray.core.schedule import ANNOTATION_SCHEMA, Panel, build_schedule
+from sp2dpo_ray.core.schedule.build import build_schedule
+from sp2dpo_ray.core.schedule.ensemble import mean_over_teachers, median_over_prompts
+from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA, Panel
+from sp2dpo_ray.core.schedule.mapping import BetaMap
+from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import DataError
 
-MAP = LinearMap()
+MAP = BetaMap()
 GRID = np.linspace(0.0, 1.0, 21)
 gaps = st.floats(0.0, 1.0)
 
@@ -94,7 +97,7 @@ def test_skipped_calls_leave_their_columns_empty_and_the_pair_in_the_schedule() 
     rows += [("p", "u", v, "ok", g) for v, g in (("v1", 0.1), ("v2", 0.5), ("v3", 0.9))]
     rows += [("q", "t", v, str(Outcome.SKIPPED), None) for v in panel.variants]  # none at all
     rows += [("q", "u", v, "ok", 0.5) for v in panel.variants]
-    made = build_schedule(annotations(rows), panel, MAP)
+    made = build_schedule(annotations(rows), Recipe(panel))
     (row,) = made.table.to_pylist()
     assert row["prompt_id"] == "p"
     empty = {name for name, value in row.items() if value is None}

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sp2dpo_ray.core import ensemble
-from sp2dpo_ray.core.ensemble import LinearMap
+from sp2dpo_ray.core.schedule import ensemble
+from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.core.taxonomy import CATEGORIES, CODE, Category, majority_vote
 
 CASES: dict[str, Any] = json.loads((Path(__file__).parent / "paper_cases.json").read_text())
@@ -39,7 +39,7 @@ def cube(case: dict[str, Any], field: str) -> np.ndarray:
 @pytest.mark.parametrize("name", CASES)
 def test_case_tables_of_the_paper(name: str) -> None:
     case = CASES[name]
-    beta_of = LinearMap()
+    beta_of = BetaMap()
     gap = ensemble.effective_gap(cube(case, "magnitude"), cube(case, "confidence"))
     assert gap == pytest.approx(cube(case, "gap"), abs=PRINTED)
     assert beta_of(gap) == pytest.approx(cube(case, "beta"), abs=PRINTED)
@@ -75,7 +75,7 @@ def test_the_papers_outlier_example() -> None:
 
 
 def test_table_4_of_the_paper() -> None:
-    assert LinearMap()(np.array([0.0, 0.5, 1.0])).tolist() == [0.03, 0.165, 0.3]
+    assert BetaMap()(np.array([0.0, 0.5, 1.0])).tolist() == [0.03, 0.165, 0.3]
 
 
 def test_ties_go_to_the_higher_priority() -> None:
@@ -98,7 +98,7 @@ def test_votes_equal_a_plain_count(votes: np.ndarray) -> None:
 
 @given(cubes)
 def test_arrays_equal_a_slow_reference(gap: np.ndarray) -> None:
-    beta_of = LinearMap()
+    beta_of = BetaMap()
     fast = ensemble.mean_over_teachers(beta_of(ensemble.median_over_prompts(gap)))
     spread = ensemble.prompt_disagreement(gap)
     beta_ens = beta_of(ensemble.median_over_prompts(gap))
@@ -120,7 +120,7 @@ def test_arrays_equal_a_slow_reference(gap: np.ndarray) -> None:
 def test_order_of_teachers_and_variants_changes_no_bit(gap: np.ndarray, random: Any) -> None:
     teachers = random.sample(range(gap.shape[1]), gap.shape[1])
     variants = random.sample(range(gap.shape[2]), gap.shape[2])
-    beta_of = LinearMap()
+    beta_of = BetaMap()
 
     def jmamp(values: np.ndarray) -> np.ndarray:
         return ensemble.mean_over_teachers(beta_of(ensemble.median_over_prompts(values)))
@@ -132,7 +132,7 @@ def test_order_of_teachers_and_variants_changes_no_bit(gap: np.ndarray, random: 
 def test_the_map_is_monotone_and_stays_in_its_envelope(
     gaps: list[float], low: float, width: float
 ) -> None:
-    beta_of = LinearMap(low, low + width)
+    beta_of = BetaMap(beta_min=low, beta_max=low + width)
     betas = beta_of(np.array(gaps))
     assert (np.diff(betas) >= 0).all()
     assert (betas >= low).all()
@@ -142,4 +142,4 @@ def test_the_map_is_monotone_and_stays_in_its_envelope(
 @pytest.mark.parametrize(("low", "high"), [(0, 0.3), (-0.1, 0.3), (0.4, 0.3)])
 def test_an_impossible_envelope_is_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="envelope"):
-        LinearMap(low, high)
+        BetaMap(beta_min=low, beta_max=high)

@@ -12,13 +12,15 @@ import pytest
 
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import Provenance, open_artifact, publish, read_manifest
-from sp2dpo_ray.core.ensemble import LinearMap
-from sp2dpo_ray.core.schedule import ANNOTATION_SCHEMA, Panel, build_schedule
+from sp2dpo_ray.core.schedule.build import build_schedule
+from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA, Panel
+from sp2dpo_ray.core.schedule.mapping import BetaMap
+from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.errors import ArtifactError, ConfigError, DataError
 
 PANEL = Panel(("qwen", "openai", "gemini"), ("v1", "v2", "v3"))
-BETA_OF = LinearMap()
+BETA_OF = BetaMap()
 
 
 def annotations(num_pairs: int = 6, seed: int = 0) -> list[dict[str, Any]]:
@@ -41,7 +43,7 @@ def annotations(num_pairs: int = 6, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def build(rows: list[dict[str, Any]]) -> Any:
-    return build_schedule(pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA), PANEL, BETA_OF)
+    return build_schedule(pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA), Recipe(PANEL))
 
 
 def test_the_columns_are_those_of_the_paper_in_order() -> None:
@@ -96,9 +98,9 @@ def test_incomplete_pairs_are_listed_with_their_reason() -> None:
     assert made.table["prompt_id"].to_pylist() == ["id-5"]
     assert {row["prompt_id"]: row["reason"] for row in made.excluded.to_pylist()} == {
         "id-0": "qwen/v2: parse_error",
-        "id-1": "qwen/v1: number_out_of_range",
+        "id-1": "qwen/v1: not_a_number",
         "id-2": "qwen/v1: number_out_of_range",
-        "id-3": "qwen/v1: number_out_of_range",
+        "id-3": "qwen/v1: unknown_category",
         "id-4": "qwen/v1: not_attempted",
     }
 
@@ -110,7 +112,7 @@ def test_of_repeated_calls_the_first_counts() -> None:
 
 
 def test_a_foreign_teacher_is_refused() -> None:
-    with pytest.raises(ArtifactError, match=r"teacher \['llama'\] is not in the panel"):
+    with pytest.raises(ArtifactError, match=r"teacher \['llama'\] is not one of \['qwen', "):
         build([annotations(1)[0] | {"teacher": "llama"}])
 
 

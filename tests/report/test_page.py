@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sp2dpo_ray.core.ensemble import LinearMap
 from sp2dpo_ray.core.pairs import Pair
-from sp2dpo_ray.core.schedule import ANNOTATION_SCHEMA, build_schedule
+from sp2dpo_ray.core.schedule.build import build_schedule
+from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA
+from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.evaluate.compare import compare_arms
 from sp2dpo_ray.report.figures import spearman
 from sp2dpo_ray.report.page import PageData, render
@@ -31,7 +32,7 @@ HOSTILE = (
 def page_data(**changes: Any) -> PageData:
     """A page of eight pairs whose every text is hostile."""
     made = build_schedule(
-        pa.Table.from_pylist(annotations(8), schema=ANNOTATION_SCHEMA), PANEL, LinearMap()
+        pa.Table.from_pylist(annotations(8), schema=ANNOTATION_SCHEMA), Recipe(PANEL)
     )
     ids = [f"e{i}" for i in range(20)]
     draw = np.random.default_rng(0)
