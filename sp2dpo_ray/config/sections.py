@@ -27,6 +27,8 @@ from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import ConfigError
 
+NOT_THE_PROCESS = frozenset({"run", "cluster", "audit", "export"})
+
 
 class RunSection(Section):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
@@ -148,6 +150,19 @@ class SweepSection(Section):
     """Arms that `run` trains and the report compares; the first `dpo:` arm is the baseline."""
 
 
+class AuditSection(Section):
+    each: int = Field(40, ge=0)
+    """Pairs that the audit lists for each reason."""
+    sample: int = Field(120, ge=0)
+    """Pairs of the fair sample, as many of every category as there are."""
+    seed: int = 0
+
+
+class ExportSection(Section):
+    arm: str = "jmamp"
+    """Whose betas `export` joins to the pairs."""
+
+
 class ClusterSection(Section):
     address: str | None = None
     """Ray address; null: the cluster of this job, else a Ray of this machine's own."""
@@ -168,6 +183,8 @@ class Config(Section):
     student: StudentSection = StudentSection()
     train: TrainSection = TrainSection()
     sweep: SweepSection = SweepSection()
+    audit: AuditSection = AuditSection()
+    export: ExportSection = ExportSection()
     cluster: ClusterSection = ClusterSection()
 
     @model_validator(mode="after")
@@ -187,6 +204,7 @@ class Config(Section):
             raise ValueError(f"prompts.variants: {ENSEMBLE!r} names the ensemble's columns")
         for where, arm in (
             ("train.arm", self.train.arm),
+            ("export.arm", self.export.arm),
             *(("sweep.arms", a) for a in self.sweep.arms),
         ):
             self._check_arm(where, arm, teachers, variants)
@@ -253,6 +271,5 @@ class Config(Section):
 
     @property
     def lambda_id(self) -> str:
-        """SHA-256 of the process: all but where it is stored, what it is called, where it runs."""
-        process = {k: v for k, v in self.resolved.items() if k not in ("run", "cluster")}
-        return sha256_hex(process)
+        """SHA-256 of the process: all but where it lies, where it runs, and what is read off it."""
+        return sha256_hex({k: v for k, v in self.resolved.items() if k not in NOT_THE_PROCESS})

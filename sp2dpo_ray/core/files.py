@@ -13,6 +13,11 @@ SCHEDULE_CSV = "schedule.csv"
 DIAGNOSTICS = "diagnostics.parquet"
 QUALITY = "diagnostics.json"  # the same in figures
 CARD = "card.md"
+
+AUDIT_SHEET = "audit.csv"
+AUDIT_LIST = "audit.parquet"  # the same without texts
+VERDICTS = "verdicts.parquet"
+AGREEMENT = "agreement.json"
 EVAL_SCHEDULE = "eval_schedule.parquet"
 EVAL_DIAGNOSTICS = "eval_diagnostics.parquet"
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sp2dpo_ray.config import Config
 from sp2dpo_ray.console import say
@@ -35,13 +36,13 @@ class Stage:
     title: str
     writes: bool = True
 
-    def __call__(self, run: Run) -> Summary:
+    def __call__(self, run: Run, **more: Any) -> Summary:
         module, _, function = self.place.partition(":")
         try:
             work = getattr(importlib.import_module(module), function)
         except ModuleNotFoundError as error:
             raise missing(error, f"stage {self.name}", self.extra) from error
-        summary: Summary = work(run)
+        summary: Summary = work(run, **more)
         return summary
 
 
@@ -62,6 +63,10 @@ STAGES: dict[str, Stage] = {
               "What is here, what is missing, and whether each teacher answers.", writes=False),
         Stage("schedule", "sp2dpo_ray.stages.schedule:schedule", False, "",
               "Turn the annotations into one beta for each pair."),
+        Stage("audit", "sp2dpo_ray.stages.audit:audit", False, "",
+              "List the pairs most worth a person's look; --import reads the verdicts."),
+        Stage("export", "sp2dpo_ray.stages.export:export", False, "",
+              "Join the schedule to its pairs as a Hugging Face data set folder."),
         Stage("reference", "sp2dpo_ray.stages.reference:reference", True, "train",
               "Log-probabilities of the frozen student, once for every arm."),
         Stage("train", "sp2dpo_ray.stages.train:train", True, "train",
@@ -74,6 +79,12 @@ STAGES: dict[str, Stage] = {
 WHOLE_RUN = Stage(
     "run", "sp2dpo_ray.stages:run_all", True, "all",
     "All stages in order, every arm of sweep.arms, and the page.",
+)  # fmt: skip
+
+
+IMPORT = Stage(
+    "audit --import", "sp2dpo_ray.stages.audit:import_verdicts", False, "",
+    "Agreement of labels and teachers with a person's verdicts.",
 )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ from {beta["min"]:.4f} to {beta["max"]:.4f}.""",
         + _spread_table("category", figures["by_category"], figures["pairs"]),
         "## Distribution by disagreement\n\nQuarters of the standard deviation of beta over the "
         "teachers (Eq. 37).\n\n"
-        + _spread_table("pairs", figures["by_disagreement"], figures["pairs"]),
+        + _spread_table("quarter", figures["by_disagreement"], figures["pairs"]),
         "## Agreement\n\n" + _agreement(figures),
         "## Other estimators\n\nEach is a column of `diagnostics.parquet`. Its betas against the "
         "default's:\n\n" + _estimators(figures),
@@ -55,7 +55,10 @@ def _made(recipe: Recipe, figures: Json, facts: Json) -> list[str]:
         f"{_counts(figures['exclusions'])} (`excluded.parquet` has each with its reason)",
         *facts["teachers"],
         f"prompt variants {', '.join(recipe.panel.variants)}, SHA-256 {facts['prompts'][:16]}...; "
-        "decoding " + ", ".join(f"{name} {value}" for name, value in facts["decoding"].items()),
+        "decoding "
+        + ", ".join(
+            f"{name} {value}" for name, value in facts["decoding"].items() if value is not None
+        ),
         "answers: one JSON object with exactly the three keys, a known category, numbers in "
         "[0, 1]; anything else is no annotation. Of repeated calls the first recorded counts "
         f"({figures['repeated_calls']:,} repeated, {figures['conflicting_calls']:,} of them "

@@ -67,7 +67,7 @@ def quality(
     if not len(whole):
         return counts
     beta = table[DEFAULT_BETA].to_numpy()
-    found: Json = _rounded(
+    found: Json = rounded(
         counts
         | {
             "beta": _spread(beta),
@@ -238,12 +238,12 @@ def _share(marks: Any) -> float:
     return float(marks.mean()) if marks.size else 0.0
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Figures rounded; null where there is none, since JSON has no NaN."""
     if isinstance(value, dict):
-        return {name: _rounded(item) for name, item in value.items()}
+        return {name: rounded(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     if isinstance(value, float):
         return None if np.isnan(value) else round(value, DIGITS)
     return value

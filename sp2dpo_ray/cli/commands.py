@@ -1,0 +1,193 @@
+"""The commands.
+
+In: `sp2dpo STAGE CONFIG [--set k=v ...] [--json]`, or a command on a published folder. Out:
+progress and messages on stderr, with `--json` the summary as the last line of stdout. Exit codes:
+see `guard.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sp2dpo_ray import __version__
+from sp2dpo_ray.cli.guard import guarded
+from sp2dpo_ray.cli.show import show, show_checklist, show_diff
+from sp2dpo_ray.config import load_config
+from sp2dpo_ray.console import say
+from sp2dpo_ray.core.checklist import checklist as checklist_of
+from sp2dpo_ray.core.schedule.diff import diff as diff_of
+from sp2dpo_ray.core.schedule.verify import verify as checks_of
+from sp2dpo_ray.errors import ConfigError
+from sp2dpo_ray.run import Run, Summary
+from sp2dpo_ray.stages import IMPORT, STAGES, WHOLE_RUN, Stage, ray_session
+
+MAY_ASK = ("annotate", "run")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Per-pair temperature DPO: annotate preference pairs, publish a beta schedule, train, "
+    "compare. Begin with: sp2dpo run configs/demo.yaml",
+)
+
+
+ConfigFile = Annotated[str, typer.Argument(help="YAML file with the whole configuration.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON line.")]
+Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Ask no teacher: what is on record must do.")
+]
+Folder = Annotated[Path, typer.Argument(help="A published artifact, or a run folder.")]
+
+
+def _command(stage: Stage) -> None:
+    """A command of a stage; those that may ask teachers can be told not to."""
+
+    def asking(
+        config: ConfigFile,
+        set_: Overrides = None,
+        as_json: AsJson = False,
+        debug: Debug = False,
+        offline: Offline = False,
+    ) -> None:
+        work = partial(_work, config, set_, as_json, stage, offline=offline)
+        raise typer.Exit(guarded(work, debug))
+
+    def command(
+        config: ConfigFile, set_: Overrides = None, as_json: AsJson = False, debug: Debug = False
+    ) -> None:
+        asking(config, set_, as_json, debug)
+
+    app.command(stage.name, help=stage.title)(asking if stage.name in MAY_ASK else command)
+
+
+def _work(
+    config: str,
+    overrides: list[str] | None,
+    as_json: bool,
+    stage: Stage,
+    *,
+    offline: bool = False,
+    **more: Any,
+) -> None:
+    run = Run(load_config(config, tuple(overrides or ())), offline)
+    with contextlib.ExitStack() as stack:
+        if stage.writes:
+            stack.enter_context(run.locked())
+        if stage.needs_ray:
+            stack.enter_context(ray_session(run.config))
+        if stage.writes:
+            run.write_lambda()
+        summary = stage(run, **more)
+    _tell(summary, as_json, show)
+
+
+def _tell(summary: Summary, as_json: bool, show_it: Callable[[Summary], None]) -> None:
+    if as_json:
+        print(json.dumps(summary, allow_nan=False), flush=True)
+    else:
+        show_it(summary)
+
+
+def schedule(
+    config: Annotated[
+        str | None, typer.Argument(help="YAML file with the whole configuration.")
+    ] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+    diff: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Compare two published schedules instead."),
+    ] = None,
+) -> None:
+    def work() -> None:
+        if (config is None) == (diff is None):
+            raise ConfigError("schedule takes a configuration file, or --diff A B")
+        if diff is not None:
+            _tell(diff_of(*diff), as_json, show_diff)
+        elif config is not None:
+            _work(config, set_, as_json, STAGES["schedule"])
+
+    raise typer.Exit(guarded(work, debug))
+
+
+def audit(
+    config: ConfigFile,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+    import_: Annotated[
+        Path | None,
+        typer.Option("--import", help="Read the filled-in sheet and measure agreement with it."),
+    ] = None,
+) -> None:
+    work = (
+        partial(_work, config, set_, as_json, STAGES["audit"])
+        if import_ is None
+        else partial(_work, config, set_, as_json, IMPORT, sheet=import_)
+    )
+    raise typer.Exit(guarded(work, debug))
+
+
+SPECIAL = {"schedule": schedule, "audit": audit}
+for _stage in (*STAGES.values(), WHOLE_RUN):
+    if _stage.name in SPECIAL:
+        app.command(_stage.name, help=_stage.title)(SPECIAL[_stage.name])
+    else:
+        _command(_stage)
+
+
+@app.command()
+def verify(path: Folder, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Check a published artifact, or a whole run: hashes, columns, ranges, every beta again."""
+
+    def work() -> None:
+        lines = []
+        for line in checks_of(path):
+            lines.append(line.strip())
+            say(line)
+        _tell({"checks": lines}, as_json, lambda _: say("nothing is wrong"))
+
+    raise typer.Exit(guarded(work, debug))
+
+
+@app.command()
+def checklist(path: Folder, as_json: AsJson = False, debug: Debug = False) -> None:
+    """The reproducibility checklist of the paper's appendix J.4, held against a run."""
+
+    def work() -> None:
+        lines = checklist_of(path)
+        summary = {
+            "lines": [asdict(line) for line in lines],
+            "held": sum(line.where is not None for line in lines),
+            "missing": sum(line.where is None for line in lines),
+        }
+        _tell(summary, as_json, lambda _: show_checklist(lines))
+
+    raise typer.Exit(guarded(work, debug))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script and of the files in `jobs/`."""
+    app(arguments if arguments is not None else sys.argv[1:], prog_name="sp2dpo")
