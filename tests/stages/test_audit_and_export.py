@@ -322,7 +322,9 @@ def margins_of(policy: Any, reference: Any, trainer: Any, rows: list[dict[str, A
     from sp2dpo_ray.objectives.pair_loss import PairLogps
 
     encoded = [
-        EncodedPair(row["prompt_id"], row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
+        EncodedPair(
+            row["prompt_id"], row["prompt_ids"], row["chosen_ids"], row["rejected_ids"], False
+        )
         for row in rows
     ]
     batch = collate(encoded, list(range(len(rows))), trainer.processing_class.pad_token_id)
