@@ -21,8 +21,11 @@ from rich.progress import (
 )
 
 Advance = Callable[[int, str], None]
+LOG_WIDTH = 120
 AdvanceOne = Callable[[str, int, str], None]
 stderr = Console(stderr=True, highlight=False)
+if not stderr.is_terminal:
+    stderr = Console(stderr=True, highlight=False, width=LOG_WIDTH)  # a log has no narrow edge
 LINES_EVERY_S = 10.0
 
 

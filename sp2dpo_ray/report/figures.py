@@ -20,10 +20,10 @@ COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#f58518", "#72b7b2", "#b279a2")
 ARM_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#72b7b2", "#9d755d")
 
 
-def beta_by_category(schedule: pa.Table, diagnostics: pa.Table) -> str:
+def beta_by_category(schedule: pa.Table) -> str:
     """Distribution of the default schedule's beta in each category of the panel."""
     beta = schedule[DEFAULT_BETA].to_numpy()
-    category = np.array(diagnostics["category"].to_pylist(), dtype=object)
+    category = np.array(schedule["category"].to_pylist(), dtype=object)
     figure = go.Figure()
     for colour, name in zip(COLOURS, CATEGORIES, strict=True):
         part = beta[category == str(name)]
@@ -33,6 +33,7 @@ def beta_by_category(schedule: pa.Table, diagnostics: pa.Table) -> str:
                 go.Box(y=part, name=label, marker_color=colour, boxpoints="outliers", boxmean=True)
             )
     figure.update_yaxes(title="beta")
+    figure.update_layout(showlegend=False)  # the axis names them
     return _html(figure, "beta-by-category")
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from plotly.offline import get_plotlyjs
 
 from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.core.schedule.audit import REASONS, SAMPLE, view_of
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
 from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.report import figures
@@ -25,13 +26,16 @@ PAIRS_SHOWN = 24  # of each kind
 
 @dataclass(frozen=True, slots=True)
 class PageData:
-    """Everything that the page shows; what a run lacks is empty."""
+    """Everything that the page shows; what a run lacks is empty.
+
+    schedule: all columns of `load_schedule`. figures: the content of `diagnostics.json`.
+    """
 
     lambda_record: dict[str, Any]
     stages: dict[str, dict[str, Any]]
     panel: Panel
     schedule: pa.Table
-    diagnostics: pa.Table
+    figures: dict[str, Any]
     pairs: dict[str, Pair]
     arms: list[dict[str, Any]]
     curves: dict[str, list[dict[str, float]]]
@@ -46,9 +50,10 @@ def render(data: PageData) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["number"] = _number
+    environment.filters["figure"] = _figure
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
     charts = {
-        "category": figures.beta_by_category(data.schedule, data.diagnostics),
+        "category": figures.beta_by_category(data.schedule),
         "histogram": figures.beta_histogram(data.schedule),
         "agreement": figures.teacher_agreement(data.schedule, data.panel),
     }
@@ -69,19 +74,15 @@ def render(data: PageData) -> str:
 
 
 def shown_pairs(data: PageData) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The pairs with the highest and lowest beta and those that the teachers dispute most."""
-    beta = data.schedule[DEFAULT_BETA].to_numpy()
-    dispute = data.diagnostics["teacher_std"].to_numpy()
-    rising = np.argsort(beta, kind="stable")
-    kinds = (
-        ("Highest beta: the clearest gaps", rising[::-1]),
-        ("Lowest beta: taste, doubt, or a wrong label", rising),
-        ("Most disputed among the teachers", np.argsort(-dispute, kind="stable")),
-    )
-    return [
-        (title, [_pair_row(data, int(row)) for row in order[:PAIRS_SHOWN]])
-        for title, order in kinds
+    """The pairs with the highest and lowest beta, and those that the audit would list first."""
+    view = view_of(data.schedule, data.panel, seed=0)
+    rising = np.argsort(view.beta, kind="stable")
+    kinds = [
+        ("Highest beta: the clearest gaps", rising[::-1][:PAIRS_SHOWN]),
+        ("Lowest beta: taste, doubt, or a wrong label", rising[:PAIRS_SHOWN]),
+        *((r.title, r.rows(view, PAIRS_SHOWN)) for r in REASONS if r.name != SAMPLE),
     ]
+    return [(title, [_pair_row(data, int(row)) for row in rows]) for title, rows in kinds]
 
 
 def _pair_row(data: PageData, row: int) -> dict[str, Any]:
@@ -101,10 +102,15 @@ def _pair_row(data: PageData, row: int) -> dict[str, Any]:
     return {
         "pair": data.pairs[values["prompt_id"]],
         "beta": values[DEFAULT_BETA],
-        "category": data.diagnostics["category"][row].as_py(),
-        "dispute": data.diagnostics["teacher_std"][row].as_py(),
+        "category": values["category"],
+        "dispute": values["teacher_std"],
         "calls": calls,
     }
+
+
+def _figure(value: float | None, form: str = ".2f") -> str:
+    """A figure, or nothing where there is none."""
+    return "" if value is None else format(value, form)
 
 
 def _number(value: Any, form: str = ",.4g") -> str:

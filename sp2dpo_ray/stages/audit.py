@@ -50,7 +50,7 @@ def audit(run: Run) -> Summary:
 
 
 def _write(path: Path, listed: pa.Table, pairs: dict[str, Pair], teachers: tuple[str, ...]) -> None:
-    shown = ["prompt_id", "why", DEFAULT_BETA, "category", "teacher_std"]
+    shown = ["why", DEFAULT_BETA, "category", "teacher_std"]
     shown += [
         f"{what}_{teacher}_{ENSEMBLE}"
         for teacher in teachers
@@ -58,14 +58,17 @@ def _write(path: Path, listed: pa.Table, pairs: dict[str, Pair], teachers: tuple
     ]
     rows = (
         [
-            *(round(value, 4) if isinstance(value, float) else value
-              for value in (row[name] for name in shown)),
+            row["prompt_id"],
             *_texts(pairs[row["prompt_id"]]),
             *("" for _ in TO_FILL_IN),
+            *(round(value, 4) if isinstance(value, float) else value
+              for value in (row[name] for name in shown)),
         ]
         for row in listed.to_pylist()
     )  # fmt: skip
-    write_sheet(path, [*shown, "prompt", "chosen", "rejected", *TO_FILL_IN], rows)
+    # what the panel said stands last: hide it, and the verdict is a person's own
+    head = ["prompt_id", "prompt", "chosen", "rejected", *TO_FILL_IN, *shown]
+    write_sheet(path, head, rows)
 
 
 def _texts(pair: Pair) -> tuple[str, str, str]:

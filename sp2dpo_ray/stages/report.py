@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import open_artifact, publish, read_manifest
-from sp2dpo_ray.core.files import DIAGNOSTICS, EVAL_PAIRS, METRICS_LINES, SCHEDULE, TRAIN
+from sp2dpo_ray.core.files import EVAL_PAIRS, METRICS_LINES, QUALITY, TRAIN
 from sp2dpo_ray.core.pairs import pairs_from
-from sp2dpo_ray.core.schedule.grid import Panel
+from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
 from sp2dpo_ray.report.page import PageData, render
 from sp2dpo_ray.run import Run, Summary
@@ -44,9 +44,9 @@ def report(run: Run) -> Summary:
     data = PageData(
         lambda_record=json.loads(run.path("lambda.json").read_text(encoding="utf-8")),
         stages=stages,
-        panel=Panel(tuple(t.name for t in config.teachers), config.prompts.variants),
-        schedule=pq.read_table(run.path("schedule", SCHEDULE)),
-        diagnostics=pq.read_table(run.path("schedule", DIAGNOSTICS)),
+        panel=config.panel,
+        schedule=read_columns(run.path("schedule")),
+        figures=json.loads(run.path("schedule", QUALITY).read_text(encoding="utf-8")),
         pairs={pair.prompt_id: pair for pair in pairs_from(pq.read_table(run.pairs_file(TRAIN)))},
         arms=rows,
         curves={name: _metrics(run, name) for name in trained},

@@ -13,15 +13,17 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
 from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.core.schedule.audit import REASONS
 from sp2dpo_ray.core.schedule.build import build_schedule
 from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.evaluate.compare import compare_arms
 from sp2dpo_ray.report.figures import spearman
 from sp2dpo_ray.report.page import PageData, render
-from tests.core.test_schedule import PANEL, annotations
+from tests.core.schedule.test_columns import PANEL, annotations
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -29,33 +31,35 @@ HOSTILE = (
 )
 
 
-def page_data(**changes: Any) -> PageData:
+def page_data(rows: list[dict[str, Any]] | None = None, **changes: Any) -> PageData:
     """A page of eight pairs whose every text is hostile."""
-    made = build_schedule(
-        pa.Table.from_pylist(annotations(8), schema=ANNOTATION_SCHEMA), Recipe(PANEL)
-    )
+    calls = pa.Table.from_pylist(rows or annotations(8), schema=ANNOTATION_SCHEMA)
+    made = build_schedule(calls, Recipe(PANEL))
+    whole = made.table
+    for name in made.diagnostics.column_names[1:]:
+        whole = whole.append_column(name, made.diagnostics[name])
     ids = [f"e{i}" for i in range(20)]
     draw = np.random.default_rng(0)
     scores = compare_arms({name: (ids, draw.normal(size=20)) for name in ("dpo:0.1", "jmamp")},
                           "dpo:0.1")  # fmt: skip
     from dataclasses import asdict
 
-    rows = [asdict(score) | {"title": HOSTILE, "seconds": 1.0, "tokens_per_second": 2.0}
+    arms = [asdict(score) | {"title": HOSTILE, "seconds": 1.0, "tokens_per_second": 2.0}
             for score in scores]  # fmt: skip
     step = {"step": 1, "loss": 0.6, "logratio/margins": 0.1}
     values: dict[str, Any] = {
         "lambda_record": {"lambda_id": "abc", "config": {"run": {"name": HOSTILE}}},
         "stages": {HOSTILE: {"pairs": 8, "seconds": 1.25}},
         "panel": PANEL,
-        "schedule": made.table,
-        "diagnostics": made.diagnostics,
+        "schedule": whole,
+        "figures": made.quality,
         "pairs": {
             name: Pair(name, [{"role": "user", "content": HOSTILE}], HOSTILE, HOSTILE)
             for name in made.table["prompt_id"].to_pylist()
         },
-        "arms": rows,
-        "curves": {row["arm"]: [step, step | {"step": 2}] for row in rows},
-        "by_category": {row["arm"]: {"Safety": {"accuracy": 0.5, "pairs": 3}} for row in rows},
+        "arms": arms,
+        "curves": {row["arm"]: [step, step | {"step": 2}] for row in arms},
+        "by_category": {row["arm"]: {"Safety": {"accuracy": 0.5, "pairs": 3}} for row in arms},
         "without_model": ["qwen"],
     }
     return PageData(**(values | changes))
@@ -66,12 +70,24 @@ def test_the_page_holds_everything_that_it_promises() -> None:
     for part in ("Arms side by side", "Training", "The schedule", "Agreement of the teachers",
                  "Single pairs", "What ran", "no language model", "not told apart"):  # fmt: skip
         assert part in page
+    for reason in REASONS[:-1]:
+        assert str(escape(reason.title)) in page
     # nine annotations for every pair that is shown
-    assert page.count("<details>") == 3 * 8 + 1
-    assert page.count("<td>gemini</td>") == 3 * 8 * 3
+    shown = page.count("<details>") - 1
+    assert shown >= 3 * 8
+    assert page.count("<td>gemini</td>") == shown * 3 + 1
     # nothing from elsewhere: no such link in the body, and a policy against any such load
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page.partition("<body>")[2])
     assert "default-src 'none'" in page
+
+
+def test_calls_that_were_never_made_are_shown_as_such() -> None:
+    rows = annotations(8)
+    for row in rows:
+        if (row["teacher"], row["variant"]) == ("gemini", "v3"):
+            row |= {"outcome": "skipped", "category": None, "magnitude": None, "confidence": None}
+    page = render(page_data(rows=rows))
+    assert "not asked" in page
 
 
 def test_hostile_text_stays_text() -> None:

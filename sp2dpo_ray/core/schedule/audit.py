@@ -46,6 +46,10 @@ class Reason:
     title: str
     score: Callable[[View], Floats]
 
+    def rows(self, view: View, count: int) -> NDArray[np.int64]:
+        """The `count` rows with the highest scores, taken from the categories in turn."""
+        return spread_over(self.score(view), view.category, count)
+
 
 def _where(keep: NDArray[np.bool_], score: Floats) -> Floats:
     return np.where(keep, score, np.nan)
@@ -103,11 +107,10 @@ def audit_list(table: pa.Table, panel: Panel, *, each: int, sample: int, seed: i
     table: `columns_read` of a schedule. each: pairs for each reason; sample: pairs of the fair
     sample, as many of every category as there are.
     """
-    view = _view(table, panel, seed)
+    view = view_of(table, panel, seed)
     why: dict[int, list[str]] = {}
     for reason in REASONS:
-        count = sample if reason.name == SAMPLE else each
-        for row in spread_over(reason.score(view), view.category, count):
+        for row in reason.rows(view, sample if reason.name == SAMPLE else each):
             why.setdefault(int(row), []).append(reason.name)
     rows = pa.array(list(why), pa.int64())
     reasons = pa.array([" ".join(names) for names in why.values()], pa.string())
@@ -119,7 +122,9 @@ def audit_list(table: pa.Table, panel: Panel, *, each: int, sample: int, seed: i
     return listed
 
 
-def _view(table: pa.Table, panel: Panel, seed: int) -> View:
+def view_of(table: pa.Table, panel: Panel, seed: int) -> View:
+    """What the reasons look at, from `columns_read` of a schedule."""
+
     def medians(what: str) -> Floats:
         """Median over the prompts of each teacher."""
         calls = np.stack(
