@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from sp2dpo_ray.core.artifact import Provenance, publish
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.core.schedule.build import write_schedule
-from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA, Panel
+from sp2dpo_ray.core.schedule.grid import Panel
+from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.core.schedule.verify import verify
 from sp2dpo_ray.core.taxonomy import CATEGORIES

@@ -24,8 +24,8 @@ from sp2dpo_ray.core.economy import settled
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, Pair, pairs_from
 from sp2dpo_ray.core.prompts import PromptSet
 from sp2dpo_ray.core.redaction import redact_pair
-from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA
 from sp2dpo_ray.core.schedule.mapping import BetaMap
+from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA
 
 PAIRS_AT_ONCE = 2_000
 Row = dict[str, Any]

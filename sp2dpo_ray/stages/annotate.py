@@ -27,7 +27,7 @@ from sp2dpo_ray.core.artifact import publish
 from sp2dpo_ray.core.files import ANNOTATIONS, TRAIN
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.run import Run, Summary
-from sp2dpo_ray.stages.panel import Panel, panel_of
+from sp2dpo_ray.stages.panel import PanelWork, panel_of
 from sp2dpo_ray.teachers.catalogue import settings_of
 
 FINAL = SETTLED | {Outcome.SKIPPED}
@@ -65,7 +65,7 @@ def annotate(run: Run) -> Summary:
     return draft.summary | _figures(tally)
 
 
-def _ask(run: Run, panel: Panel, journal: Journal, record: Record, tally: Tally) -> None:
+def _ask(run: Run, panel: PanelWork, journal: Journal, record: Record, tally: Tally) -> None:
     config, start = run.config, time.perf_counter()
     if journal.torn:
         say(f"annotate: the last line of {journal.torn:,} journal files is torn and left out")
@@ -122,7 +122,7 @@ def _not_on_record(outcomes: Counter[str], gaps: set[str]) -> str:
     )
 
 
-def _summary(panel: Panel, whole: Any) -> Summary:
+def _summary(panel: PanelWork, whole: Any) -> Summary:
     dropped = {
         teacher.name: settings_of(teacher, panel.spec.decoding).dropped
         for teacher in panel.spec.teachers

@@ -23,7 +23,7 @@ from sp2dpo_ray.run import Run
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
+class PanelWork:
     """The whole panel of a run and the files of pairs by split."""
 
     spec: PanelSpec
@@ -55,7 +55,7 @@ class Panel:
         chosen = (t for t in self.spec.teachers if t.mode == "batch")
         return [replace(self.spec, teachers=(teacher,)) for teacher in chosen]
 
-    def without_twins(self) -> Panel:
+    def without_twins(self) -> PanelWork:
         """The same, knowing which pairs repeat the texts of others."""
         twins = find_twins(list(self.files.values()), redact=self.spec.redact)
         return replace(self, spec=replace(self.spec, twins=twins))
@@ -73,7 +73,7 @@ class Panel:
         }
 
 
-def panel_of(run: Run) -> Panel:
+def panel_of(run: Run) -> PanelWork:
     """The panel as the configuration has it."""
     config = run.config
     annotate = config.annotate
@@ -94,4 +94,4 @@ def panel_of(run: Run) -> Panel:
         early_stop=economy,
     )
     splits = (TRAIN, EVAL) if annotate.evaluation else (TRAIN,)
-    return Panel(spec, {name: run.pairs_file(name) for name in splits})
+    return PanelWork(spec, {name: run.pairs_file(name) for name in splits})

@@ -21,8 +21,9 @@ from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.core.redaction import redact, redact_pair
 from sp2dpo_ray.core.schedule.build import build_schedule
 from sp2dpo_ray.core.schedule.ensemble import mean_over_teachers, median_over_prompts
-from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA, Panel
+from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.schedule.mapping import BetaMap
+from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import DataError
 

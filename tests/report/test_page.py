@@ -18,7 +18,7 @@ from markupsafe import escape
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.schedule.audit import REASONS
 from sp2dpo_ray.core.schedule.build import build_schedule
-from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA
+from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.evaluate.compare import compare_arms
 from sp2dpo_ray.report.figures import spearman

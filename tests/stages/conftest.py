@@ -13,7 +13,7 @@ import pytest
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.core.artifact import publish
 from sp2dpo_ray.core.files import ANNOTATIONS
-from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA
+from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages.prepare import prepare

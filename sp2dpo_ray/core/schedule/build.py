@@ -31,8 +31,9 @@ from sp2dpo_ray.core.files import (
     TRAIN,
 )
 from sp2dpo_ray.core.schedule.columns import excluded_table, tables_of, whole_pairs
-from sp2dpo_ray.core.schedule.grid import Annotations, Grid, batches_of, read_grids
+from sp2dpo_ray.core.schedule.grid import Grid
 from sp2dpo_ray.core.schedule.quality import kept_columns, quality
+from sp2dpo_ray.core.schedule.reading import Annotations, batches_of, read_grids
 from sp2dpo_ray.core.schedule.recipe import PAIRS_AT_ONCE, Fitted, Recipe
 
 

@@ -23,7 +23,8 @@ from sp2dpo_ray.core.schedule.agreement import (
 )
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE, faults, settled, whole_pairs
 from sp2dpo_ray.core.schedule.ensemble import Floats
-from sp2dpo_ray.core.schedule.grid import OUTCOMES, Annotations, Grid, Panel
+from sp2dpo_ray.core.schedule.grid import OUTCOMES, Grid, Panel
+from sp2dpo_ray.core.schedule.reading import Annotations
 from sp2dpo_ray.core.schedule.recipe import Fitted
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 

@@ -1,23 +1,21 @@
-"""The schedule's columns, exclusions, arms and bytes."""
+"""The schedule's columns, values and exclusions."""
 
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from sp2dpo_ray.core.arms import parse_arm
-from sp2dpo_ray.core.artifact import Provenance, open_artifact, publish, read_manifest
 from sp2dpo_ray.core.schedule.build import build_schedule
-from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA, Panel
+from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.schedule.mapping import BetaMap
+from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.core.taxonomy import CATEGORIES
-from sp2dpo_ray.errors import ArtifactError, ConfigError, DataError
+from sp2dpo_ray.errors import ArtifactError
 
 PANEL = Panel(("qwen", "openai", "gemini"), ("v1", "v2", "v3"))
 BETA_OF = BetaMap()
@@ -139,101 +137,3 @@ def test_the_random_control_is_drawn_by_content() -> None:
 
 
 GOLDEN_RANDOM = 0.1485690618571312
-
-
-ARMS = {
-    "jmamp": "beta_annotators_mean_ens",
-    "sa-openai-v2": "beta_openai_v2",
-    "se-gemini": "beta_gemini_ens",
-    "ma-v3": "beta_annotators_mean_v3",
-    "random": "beta_random",
-    "column:beta_qwen_v1": "beta_qwen_v1",
-}
-
-
-@pytest.mark.parametrize("name", ARMS)
-def test_arms_read_their_column(name: str) -> None:
-    table = build(annotations()).table
-    ids = table["prompt_id"].to_pylist()[::-1]
-    expected = table[ARMS[name]].to_pylist()[::-1]
-    assert parse_arm(name).betas(table, ids).tolist() == expected
-
-
-def test_constant_arms_need_no_schedule() -> None:
-    assert parse_arm("dpo:0.1").betas(None, ["a", "b"]).tolist() == [0.1, 0.1]
-    assert not parse_arm("dpo:0.1").needs_schedule
-    assert parse_arm("dpo:0.1").folder == "dpo-0.1"
-
-
-def test_controls_keep_what_they_control_for() -> None:
-    table = build(annotations(50)).table
-    ids = table["prompt_id"].to_pylist()
-    real = parse_arm("jmamp").betas(table, ids)
-    shuffled = parse_arm("shuffled").betas(table, ids)
-    assert sorted(shuffled) == sorted(real)
-    assert (shuffled != real).mean() > 0.8
-    matched = parse_arm("matched-constant").betas(table, ids)
-    assert matched == pytest.approx(np.full(50, real.mean()), abs=1e-15)
-
-
-@pytest.mark.parametrize("name", ["dpo", "dpo:", "dpo:0", "dpo:-1", "dpo:x", "jmamp2", "", "sa-a"])
-def test_unknown_arms_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="arm"):
-        parse_arm(name)
-
-
-@pytest.mark.parametrize("value", [float("nan"), 0.0, -0.1, float("inf"), None])
-def test_an_unusable_beta_is_refused_with_the_pairs_id(value: float | None) -> None:
-    table = pa.table({"prompt_id": ["good", "bad"], "b": pa.array([0.1, value], pa.float64())})
-    with pytest.raises(DataError, match="pair bad: b must be a positive number"):
-        parse_arm("column:b").betas(table, ["good", "bad"])
-    with pytest.raises(DataError, match="pair other"):
-        parse_arm("column:b").betas(table, ["other"])
-
-
-def test_publishing_twice_gives_identical_bytes(tmp_path: Path) -> None:
-    digests = []
-    for name in ("one", "two"):
-        with publish(tmp_path / name, Provenance("schedule", "k", "l", {})) as draft:
-            draft.write_table("schedule.parquet", build(annotations()).table)
-            draft.summary["pairs"] = 6
-        digests.append((tmp_path / name / "schedule.parquet").read_bytes())
-        digests.append((tmp_path / name / "manifest.json").read_bytes())
-    assert digests[:2] == digests[2:]
-
-
-def test_a_failed_stage_leaves_the_old_artifact(tmp_path: Path) -> None:
-    folder = tmp_path / "artifact"
-    provenance = Provenance("stage", "key", "lambda", {})
-    with publish(folder, provenance) as draft:
-        (draft.path / "a.txt").write_text("old")
-
-    def fill_the_disk() -> None:
-        with publish(folder, provenance) as draft:
-            (draft.path / "a.txt").write_text("new")
-            raise OSError("no space")
-
-    with pytest.raises(OSError, match="no space"):
-        fill_the_disk()
-    assert (folder / "a.txt").read_text() == "old"
-    open_artifact(folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
-
-
-def test_a_folder_without_a_manifest_does_not_count(tmp_path: Path) -> None:
-    (tmp_path / "schedule.parquet").write_text("half")
-    assert read_manifest(tmp_path) is None
-    with pytest.raises(ArtifactError, match="no finished artifact"):
-        open_artifact(tmp_path)
-
-
-def test_an_altered_or_missing_file_is_noticed(tmp_path: Path) -> None:
-    folder = tmp_path / "artifact"
-    with publish(folder, Provenance("stage", "key", "lambda", {})) as draft:
-        (draft.path / "a.txt").write_text("original")
-    (folder / "a.txt").write_text("altered!")
-    with pytest.raises(ArtifactError, match=r"a\.txt: altered since it was published"):
-        open_artifact(folder)
-    (folder / "a.txt").unlink()
-    with pytest.raises(ArtifactError, match=r"a\.txt: listed in the manifest but missing"):
-        open_artifact(folder)

@@ -16,7 +16,7 @@ from sp2dpo_ray.core.schedule.agreement import (
 )
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from tests.core.schedule.test_columns import PANEL, annotations
-from tests.core.schedule.test_grid import build
+from tests.core.schedule.test_reading import build
 
 # K. Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: four observers,
 # twelve units, missing values; nominal alpha is 0.743.
@@ -112,7 +112,7 @@ def test_drift_is_told_by_served_model() -> None:
 def test_a_recipe_survives_its_json() -> None:
     import json
 
-    from tests.core.schedule.test_grid import RECIPES
+    from tests.core.schedule.test_reading import RECIPES
 
     for recipe in RECIPES.values():
         assert Recipe.from_json(json.loads(json.dumps(recipe.json))) == recipe

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sp2dpo_ray.core.schedule import grid as grid_module
+from sp2dpo_ray.core.schedule import reading
 from sp2dpo_ray.core.schedule import recipe as recipe_module
 from sp2dpo_ray.core.schedule.build import build_schedule, write_schedule
-from sp2dpo_ray.core.schedule.grid import ANNOTATION_SCHEMA, Panel, batches_of, read_grids
+from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.schedule.mapping import BetaMap
+from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA, batches_of, read_grids
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import ArtifactError
 from tests.core.schedule.test_columns import PANEL, annotations
@@ -165,7 +166,7 @@ def test_of_repeated_calls_the_first_recorded_wins_and_they_are_counted() -> Non
 
 
 def test_repeats_in_other_batches_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid_module, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 5)
     rows = annotations(4)
     late = [rows[0] | {"magnitude": 0.123}, rows[17]]
     made = build([*rows, *late])

@@ -1,0 +1,60 @@
+"""Arms: which betas each gives to whom, and which names are none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.errors import ConfigError, DataError
+from tests.core.schedule.test_columns import annotations, build
+
+ARMS = {
+    "jmamp": "beta_annotators_mean_ens",
+    "sa-openai-v2": "beta_openai_v2",
+    "se-gemini": "beta_gemini_ens",
+    "ma-v3": "beta_annotators_mean_v3",
+    "random": "beta_random",
+    "column:beta_qwen_v1": "beta_qwen_v1",
+}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_arms_read_their_column(name: str) -> None:
+    table = build(annotations()).table
+    ids = table["prompt_id"].to_pylist()[::-1]
+    expected = table[ARMS[name]].to_pylist()[::-1]
+    assert parse_arm(name).betas(table, ids).tolist() == expected
+
+
+def test_constant_arms_need_no_schedule() -> None:
+    assert parse_arm("dpo:0.1").betas(None, ["a", "b"]).tolist() == [0.1, 0.1]
+    assert not parse_arm("dpo:0.1").needs_schedule
+    assert parse_arm("dpo:0.1").folder == "dpo-0.1"
+
+
+def test_controls_keep_what_they_control_for() -> None:
+    table = build(annotations(50)).table
+    ids = table["prompt_id"].to_pylist()
+    real = parse_arm("jmamp").betas(table, ids)
+    shuffled = parse_arm("shuffled").betas(table, ids)
+    assert sorted(shuffled) == sorted(real)
+    assert (shuffled != real).mean() > 0.8
+    matched = parse_arm("matched-constant").betas(table, ids)
+    assert matched == pytest.approx(np.full(50, real.mean()), abs=1e-15)
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo:", "dpo:0", "dpo:-1", "dpo:x", "jmamp2", "", "sa-a"])
+def test_unknown_arms_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="arm"):
+        parse_arm(name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0, -0.1, float("inf"), None])
+def test_an_unusable_beta_is_refused_with_the_pairs_id(value: float | None) -> None:
+    table = pa.table({"prompt_id": ["good", "bad"], "b": pa.array([0.1, value], pa.float64())})
+    with pytest.raises(DataError, match="pair bad: b must be a positive number"):
+        parse_arm("column:b").betas(table, ["good", "bad"])
+    with pytest.raises(DataError, match="pair other"):
+        parse_arm("column:b").betas(table, ["other"])
