@@ -103,6 +103,12 @@ class StudentSection(Section):
 class TrainSection(Section):
     arm: str = "jmamp"
     """What the stage `train` trains; `run` trains every arm of `sweep.arms`."""
+    loss: Literal[
+        "logistic", "hinge", "ipo", "ipo_sum", "cdpo", "robust", "apo_zero", "apo_down"
+    ] = "logistic"
+    """Form of the pair loss; every one takes a beta for each pair."""
+    label_noise: float = Field(0.0, ge=0, lt=0.5)
+    """Share of flipped labels that `cdpo` and `robust` reckon with."""
     epochs: int = Field(1, ge=1)
     max_length: int = Field(2048, ge=8)
     """Longest prompt with response, in tokens; what is over is cut from the response's end."""
@@ -115,7 +121,16 @@ class TrainSection(Section):
     pairs_per_step: int = Field(64, ge=1)
     """Pairs of one optimiser step, over all workers."""
     tokens_per_batch: int = Field(8192, ge=8)
-    """Most tokens, padding included, that a worker computes at once."""
+    """Most tokens, padding included, that a worker computes at once; 1024 to 2048 on a CPU."""
+    layout: Literal["shared", "plain"] = "shared"
+    """`shared`: a row holds a prompt once and both responses, many pairs behind each other, no
+    padding. `plain`: two padded rows a pair, as other trainers do. Both give the same numbers."""
+    head_mib: int = Field(64, ge=1)
+    """Most memory that the logits of response tokens may take at once, in MiB."""
+    fused_lora: bool = True
+    """Compute base layer and adapter together; off: through PEFT's own layers."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Compute activations again on the way back; `auto` measures the first batch and decides."""
     precision: Literal["bf16", "fp32"] = "bf16"
     workers: int = Field(4, ge=1)
     gpus_per_worker: float = Field(1, ge=0)
@@ -137,6 +152,8 @@ class TrainSection(Section):
                 "max_prompt_length must be below max_length, got "
                 f"{self.max_prompt_length} and {self.max_length}"
             )
+        if self.label_noise and self.loss not in ("cdpo", "robust"):
+            raise ValueError(f"label_noise is for cdpo and robust; the loss is {self.loss}")
         if self.workers > self.pairs_per_step:
             raise ValueError(
                 f"workers must not exceed pairs_per_step, got {self.workers} and "

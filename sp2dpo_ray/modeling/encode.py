@@ -1,8 +1,8 @@
-"""From pairs to tokens, and from tokens to padded batches.
+"""From pairs to tokens.
 
-In: pairs and a tokenizer with a chat template. Out: `EncodedPair`, and `Batch` tensors of two rows
-a pair. Invariant: prompt and response are encoded jointly, so token boundaries are those that the
-model sees, and both responses follow the same prompt tokens.
+In: pairs and a tokenizer with a chat template. Out: `EncodedPair`s. Invariant: prompt and response
+are encoded jointly, so token boundaries are those that the model sees, and both responses follow
+the same prompt tokens.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.errors import ConfigError, DataError
@@ -31,25 +28,6 @@ class EncodedPair:
     @property
     def longest_row(self) -> int:
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows 0..P-1 are prompt + chosen, rows P..2P-1 prompt + rejected, padded on the right.
-
-    ids_RT, mask_RT: token ids and attention mask. response_RT: True on response tokens.
-    index: the pairs' places in the list that the batch was made of.
-    """
-
-    ids_RT: Tensor
-    mask_RT: Tensor
-    response_RT: Tensor
-    index: list[int]
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.ids_RT.to(device), self.mask_RT.to(device), self.response_RT.to(device), self.index
-        )
 
 
 def encode_pairs(
@@ -95,6 +73,10 @@ def _cut(
 ) -> EncodedPair:
     shared = min(_common(prompt, with_chosen), _common(prompt, with_rejected))
     chosen, rejected = with_chosen[shared:], with_rejected[shared:]
+    if not shared:
+        raise DataError(
+            f"pair {prompt_id}: its prompt and its responses have no common beginning once encoded"
+        )
     kept = prompt[max(0, shared - max_prompt_length) : shared]
     room = max_length - len(kept)
     truncated = len(kept) < shared or max(len(chosen), len(rejected)) > room
@@ -108,38 +90,3 @@ def _common(one: list[int], other: list[int]) -> int:
             break
         length += 1
     return length
-
-
-def plan_batches(
-    encoded: Sequence[EncodedPair], order: Sequence[int], tokens_per_batch: int
-) -> list[list[int]]:
-    """Group the pairs named in `order` so that no padded batch exceeds the token budget.
-
-    Pairs of like length go together. A pair over the budget by itself gets a batch of its own.
-    """
-    ranked = sorted(order, key=lambda i: (encoded[i].longest_row, i), reverse=True)
-    batches: list[list[int]] = []
-    widest = 0
-    for i in ranked:
-        if batches and 2 * widest * (len(batches[-1]) + 1) <= tokens_per_batch:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-            widest = encoded[i].longest_row
-    return batches
-
-
-def collate(encoded: Sequence[EncodedPair], index: list[int], pad_id: int) -> Batch:
-    """The two-row layout of a batch; shapes (2P, T)."""
-    rows = [(encoded[i].prompt, encoded[i].chosen) for i in index]
-    rows += [(encoded[i].prompt, encoded[i].rejected) for i in index]
-    width = max(len(prompt) + len(response) for prompt, response in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    response_mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for row, (prompt, response) in enumerate(rows):
-        length = len(prompt) + len(response)
-        ids[row, :length] = torch.tensor(prompt + response, dtype=torch.long)
-        mask[row, :length] = 1
-        response_mask[row, len(prompt) : length] = True
-    return Batch(ids, mask, response_mask, list(index))

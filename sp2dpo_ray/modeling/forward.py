@@ -12,50 +12,77 @@ import torch
 from torch import Tensor
 
 from sp2dpo_ray.errors import TrainingError
-from sp2dpo_ray.modeling.encode import Batch
+from sp2dpo_ray.modeling.attention import PAIRS, attention
+from sp2dpo_ray.modeling.head import head_logps
+from sp2dpo_ray.modeling.layout import PLAIN, Batch
 from sp2dpo_ray.objectives.logps import sum_by_row, token_logps
 
 PROBE_TOLERANCE = 1e-2  # in nats a token; bf16 rounds logits to about this
+HEAD_BYTES = 64 << 20
 
 
-def response_logps(model: Any, batch: Batch) -> Tensor:
-    """log pi(response | prompt) of each row, summed over its tokens; (2P,)."""
-    causal = _causal(model)
-    hidden_RTH = causal.get_decoder()(
-        input_ids=batch.ids_RT, attention_mask=batch.mask_RT, use_cache=False
-    ).last_hidden_state
-    predicted_RT = batch.response_RT[:, 1:]
-    row_M = predicted_RT.nonzero()[:, 0]
-    logits_MV = _head(causal, hidden_RTH[:, :-1][predicted_RT])
-    targets_M = batch.ids_RT[:, 1:][predicted_RT]
-    return sum_by_row(token_logps(logits_MV, targets_M), row_M, len(batch.ids_RT))
+def response_logps(model: Any, batch: Batch, *, head_bytes: int = HEAD_BYTES) -> Tensor:
+    """log pi(response | prompt) of each row, summed over its tokens; (2P,).
+
+    head_bytes: what the logits of one piece of the response tokens may take.
+    """
+    causal = base_of(model)
+    hidden_RTH = _decode(causal, batch)
+    hidden_MH = hidden_RTH.flatten(0, 1)[batch.source_M]
+    embeddings = causal.get_output_embeddings()
+    logps_M = head_logps(
+        lambda hidden: _logits(causal, embeddings, hidden),
+        hidden_MH,
+        batch.target_M,
+        vocabulary=embeddings.weight.shape[0],
+        frozen=not any(weight.requires_grad for weight in embeddings.parameters()),
+        budget=head_bytes,
+    )
+    return sum_by_row(logps_M, batch.row_M, batch.num_rows)
 
 
-def _causal(model: Any) -> Any:
+def _decode(causal: Any, batch: Batch) -> Tensor:
+    shared = causal.config._attn_implementation == PAIRS
+    if shared != bool(batch.segments):  # the other attention would not notice, and be wrong
+        raise ValueError(
+            f"the model attends for shared prompts: {shared}; the batch does not agree"
+        )
+    inputs: dict[str, Any] = {"input_ids": batch.ids_RT, "use_cache": False}
+    if batch.segments:
+        inputs |= {"position_ids": batch.position_RT, "segments": batch.segments}
+    else:
+        inputs["attention_mask"] = batch.mask_RT
+    hidden: Tensor = causal.get_decoder()(**inputs).last_hidden_state
+    return hidden
+
+
+def base_of(model: Any) -> Any:
     """The transformers model itself; adapters are injected into its layers."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _head(causal: Any, hidden_MH: Tensor) -> Tensor:
-    logits: Tensor = causal.get_output_embeddings()(hidden_MH)
+def _logits(causal: Any, embeddings: Any, hidden_MH: Tensor) -> Tensor:
+    logits: Tensor = embeddings(hidden_MH)
     softcap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 @torch.no_grad()
-def check_forward(model: Any, batch: Batch) -> None:
+def check_forward(model: Any, batch: Batch, plain: Batch) -> None:
     """Hold `response_logps` against the model's own forward pass once; some architectures scale
-    or shift their logits after the head, and those must be refused rather than trained wrongly."""
-    causal = _causal(model)
-    full = causal(input_ids=batch.ids_RT, attention_mask=batch.mask_RT).logits[:, :-1]
-    predicted = batch.response_RT[:, 1:]
-    tokens = token_logps(full[predicted], batch.ids_RT[:, 1:][predicted])
-    rows = predicted.nonzero()[:, 0]
-    expected = sum_by_row(tokens, rows, len(batch.ids_RT))
-    distance = (response_logps(model, batch) - expected).abs() / predicted.sum(dim=1).clamp(min=1)
+    or shift their logits after the head, or attend in ways of their own, and those must be refused
+    rather than trained wrongly. plain: the same pairs in the plain layout."""
+    causal = base_of(model)
+    with attention(causal, PLAIN):
+        full = causal(input_ids=plain.ids_RT, attention_mask=plain.mask_RT).logits
+    tokens = token_logps(full.flatten(0, 1)[plain.source_M], plain.target_M)
+    expected = sum_by_row(tokens, plain.row_M, plain.num_rows)
+    length = torch.bincount(plain.row_M, minlength=plain.num_rows).clamp(min=1)
+    distance = (response_logps(model, batch) - expected).abs() / length
     if not bool((distance <= PROBE_TOLERANCE).all()):
         raise TrainingError(
-            f"student.model: {type(causal).__name__} changes its logits after the vocabulary head "
-            f"(log-probabilities differ by {float(distance.max()):.3g} a token); "
-            "this architecture is not supported"
+            f"student.model: {type(causal).__name__} changes its logits after the vocabulary head, "
+            f"or its attention, in a way of its own (log-probabilities differ by "
+            f"{float(distance.max()):.3g} a token); this architecture is not supported"
+            + ("; train.layout: plain may be" if batch.segments else "")
         )

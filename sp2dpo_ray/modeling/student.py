@@ -20,6 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sp2dpo_ray.config import LoraSection
 from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
 from sp2dpo_ray.errors import ConfigError
+from sp2dpo_ray.modeling.attention import IMPLEMENTATION
+from sp2dpo_ray.modeling.layout import PLAIN
+from sp2dpo_ray.modeling.lora import speed_up
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 IDENTIFYING = ("*.safetensors", "config.json", "tokenizer*", "*.jinja", "special_tokens_map.json")
@@ -80,21 +83,24 @@ def load_tokenizer(student: StudentRef) -> Any:
     return tokenizer
 
 
-def load_model(student: StudentRef, precision: str) -> Any:
-    """The frozen base model, in evaluation mode."""
+def load_model(student: StudentRef, precision: str, layout: str = PLAIN) -> Any:
+    """The frozen base model, in evaluation mode, attending for that layout."""
     model = AutoModelForCausalLM.from_pretrained(
         student.model,
         revision=student.revision,
         dtype=DTYPES[precision],
         use_safetensors=True,
         trust_remote_code=False,
-        attn_implementation="sdpa",
+        attn_implementation=IMPLEMENTATION[layout],
     )
     return model.requires_grad_(False).eval()
 
 
-def add_adapter(model: Any, lora: LoraSection, *, seed: int) -> Any:
-    """The model with fresh LoRA adapters; equal seeds give equal adapters on every worker."""
+def add_adapter(model: Any, lora: LoraSection, *, seed: int, fused: bool = True) -> Any:
+    """The model with fresh LoRA adapters; equal seeds give equal adapters on every worker.
+
+    fused: compute each base layer with its adapter, see `lora.py`.
+    """
     torch.manual_seed(seed)
     present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     missing = sorted(set(lora.target_modules) - present)
@@ -109,7 +115,10 @@ def add_adapter(model: Any, lora: LoraSection, *, seed: int) -> Any:
         target_modules=list(lora.target_modules),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    if fused:
+        speed_up(adapted)
+    return adapted
 
 
 def trainable(model: Any) -> list[torch.nn.Parameter]:

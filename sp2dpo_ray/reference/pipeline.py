@@ -17,8 +17,9 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
-from sp2dpo_ray.modeling.encode import collate, encode_pairs, plan_batches
+from sp2dpo_ray.modeling.encode import EncodedPair, encode_pairs
 from sp2dpo_ray.modeling.forward import check_forward, response_logps
+from sp2dpo_ray.modeling.layout import PLAIN, collate, plan_batches
 from sp2dpo_ray.modeling.student import StudentRef, load_model, load_tokenizer
 
 PAIRS_PER_BLOCK = 64
@@ -44,6 +45,8 @@ class ReferenceSpec:
     max_prompt_length: int
     precision: str
     tokens_per_batch: int
+    layout: str
+    head_bytes: int
     actors: int
     gpus_per_actor: float
 
@@ -55,7 +58,7 @@ class ReferenceActor:
         self._spec = spec
         self._device = torch.device("cuda" if spec.gpus_per_actor else "cpu")
         self._tokenizer = load_tokenizer(spec.student)
-        self._model = load_model(spec.student, spec.precision).to(self._device)
+        self._model = load_model(spec.student, spec.precision, spec.layout).to(self._device)
         self._checked = False
 
     @torch.inference_mode()
@@ -68,13 +71,13 @@ class ReferenceActor:
             max_prompt_length=spec.max_prompt_length,
         )
         logps = torch.empty(2, len(encoded))
-        for index in plan_batches(encoded, range(len(encoded)), spec.tokens_per_batch):
+        order = range(len(encoded))
+        for index in plan_batches(encoded, order, spec.tokens_per_batch, spec.layout):
             if not self._checked:
-                probe = collate(encoded, index[:1], self._tokenizer.pad_token_id)
-                check_forward(self._model, probe.to(self._device))
-                self._checked = True
-            batch = collate(encoded, index, self._tokenizer.pad_token_id).to(self._device)
-            logps[:, index] = response_logps(self._model, batch).view(2, -1).float().cpu()
+                self._check(encoded, index[-1:])
+            batch = collate(encoded, index, self._tokenizer.pad_token_id, spec.layout)
+            found = response_logps(self._model, batch.to(self._device), head_bytes=spec.head_bytes)
+            logps[:, index] = found.view(2, -1).float().cpu()
         return pa.table(
             [
                 pa.array([pair.prompt_id for pair in encoded]),
@@ -87,6 +90,14 @@ class ReferenceActor:
             ],
             schema=REFERENCE_SCHEMA,
         )
+
+    def _check(self, encoded: list[EncodedPair], index: list[int]) -> None:
+        ours, plain = (
+            collate(encoded, index, self._tokenizer.pad_token_id, layout).to(self._device)
+            for layout in (self._spec.layout, PLAIN)
+        )
+        check_forward(self._model, ours, plain)
+        self._checked = True
 
 
 def reference_logps(

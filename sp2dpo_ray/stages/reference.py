@@ -38,6 +38,8 @@ def reference(run: Run) -> Summary:
             train.max_prompt_length,
             train.precision,
             train.tokens_per_batch,
+            train.layout,
+            train.head_mib << 20,
             train.workers,
             train.gpus_per_worker,
         )

@@ -40,7 +40,14 @@ from sp2dpo_ray.train.task import TrainTask
 CHECKPOINTS = "checkpoints"
 UNKNOWN = "unknown"
 # what of `train` says where and how safely to compute, not what
-NOT_THE_RESULT = {"arm", "keep", "max_failures", "save_steps", "log_steps"}
+NOT_THE_RESULT = {
+    "arm",
+    "keep",
+    "max_failures",
+    "save_steps",
+    "log_steps",
+    "gradient_checkpointing",
+}
 
 
 def train(run: Run, arm_name: str | None = None) -> Summary:

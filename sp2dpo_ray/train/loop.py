@@ -23,12 +23,15 @@ import torch
 import torch.distributed as dist
 from transformers import get_cosine_schedule_with_warmup
 
+from sp2dpo_ray.config import TrainSection
 from sp2dpo_ray.core.files import HELD_OUT, METRICS_LINES
-from sp2dpo_ray.modeling.encode import plan_batches
 from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
 from sp2dpo_ray.train.checkpoint import restore_state, saved_state
+from sp2dpo_ray.train.memory import decide
 from sp2dpo_ray.train.step import (
+    Computing,
     accumulate,
+    loss_form,
     means,
     new_sums,
     pair_logps,
@@ -52,8 +55,10 @@ def train_worker(config: dict[str, Any]) -> None:
 
     tokenizer = load_tokenizer(task.student)
     pairs = load_training_pairs(task, tokenizer)
-    model = load_model(task.student, options.precision).to(device)
-    model = add_adapter(model, task.lora, seed=options.seed)
+    model = load_model(task.student, options.precision, options.layout).to(device)
+    model = add_adapter(model, task.lora, seed=options.seed, fused=options.fused_lora)
+    how = computing(options, tokenizer, device)
+    loss_of = loss_form(options.loss, options.label_noise)
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(
         parameters, lr=options.learning_rate, weight_decay=options.weight_decay
@@ -68,6 +73,13 @@ def train_worker(config: dict[str, Any]) -> None:
     log = _MetricsFile(task.output / METRICS_LINES, done) if rank == 0 else None
 
     model.train()
+    largest = how.batches(pairs, range(len(pairs)))[0]
+    decide(
+        options.gradient_checkpointing,
+        lambda: loss_of(pair_logps(model, pairs, largest, how), pairs.beta[largest].to(device)),
+        model,
+        device,
+    )
     window, clock = new_sums(), time.perf_counter()
     for step in range(done + 1, len(plan) + 1):
         torch.manual_seed(hash_seed(options.seed, step, rank))  # LoRA dropout
@@ -77,9 +89,8 @@ def train_worker(config: dict[str, Any]) -> None:
             pairs,
             everyone[rank::world],
             global_pairs=len(everyone),
-            tokens_per_batch=options.tokens_per_batch,
-            pad_id=tokenizer.pad_token_id,
-            device=device,
+            how=how,
+            loss_of=loss_of,
         )
         window += reduce_over_workers(parameters, sums)
         norm = torch.nn.utils.clip_grad_norm_(
@@ -104,9 +115,20 @@ def train_worker(config: dict[str, Any]) -> None:
                 ray.train.report(metrics, checkpoint=checkpoint)
             clock = time.perf_counter()  # the checkpoint's time is not the steps'
 
-    _score_held_out(model, task, tokenizer, rank, world, device)
+    _score_held_out(model, task, tokenizer, how, rank, world)
     if rank == 0:
         _export(model, tokenizer, task.output)
+
+
+def computing(options: TrainSection, tokenizer: Any, device: torch.device) -> Computing:
+    """How the options ask for batches to be computed."""
+    return Computing(
+        tokenizer.pad_token_id,
+        device,
+        options.tokens_per_batch,
+        options.layout,
+        options.head_mib << 20,
+    )
 
 
 def steps_of(num_pairs: int, pairs_per_step: int, epochs: int, seed: int) -> list[list[int]]:
@@ -153,12 +175,12 @@ class _MetricsFile:
 
 @torch.no_grad()
 def _score_held_out(
-    model: Any, task: TrainTask, tokenizer: Any, rank: int, world: int, device: torch.device
+    model: Any, task: TrainTask, tokenizer: Any, how: Computing, rank: int, world: int
 ) -> None:
     """The log-ratio margin of every held-out pair, in nats, into one table."""
     model.eval()
     pairs = load_eval_pairs(task, tokenizer)
-    rows = _margins(model, pairs, list(range(len(pairs)))[rank::world], task, tokenizer, device)
+    rows = _margins(model, pairs, list(range(len(pairs)))[rank::world], how)
     gathered: list[Any] = [rows]
     if world > 1:
         gathered = [None] * world
@@ -173,11 +195,11 @@ def _score_held_out(
 
 
 def _margins(
-    model: Any, pairs: Pairs, mine: list[int], task: TrainTask, tokenizer: Any, device: torch.device
+    model: Any, pairs: Pairs, mine: list[int], how: Computing
 ) -> list[tuple[str, float, float]]:
     rows = []
-    for index in plan_batches(pairs.encoded, mine, task.options.tokens_per_batch):
-        logps = pair_logps(model, pairs, index, tokenizer.pad_token_id, device)
+    for index in how.batches(pairs, mine):
+        logps = pair_logps(model, pairs, index, how)
         reference = (logps.ref_chosen - logps.ref_rejected).tolist()
         ids = [pairs.encoded[i].prompt_id for i in index]
         rows += list(zip(ids, logps.margin.tolist(), reference, strict=True))

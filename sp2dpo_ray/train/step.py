@@ -7,6 +7,8 @@ the cut into micro-batches changes it (but for rounding).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sp2dpo_ray.errors import TrainingError
-from sp2dpo_ray.modeling.encode import collate, plan_batches
 from sp2dpo_ray.modeling.forward import response_logps
-from sp2dpo_ray.objectives.pair_loss import PairLogps, pair_loss
+from sp2dpo_ray.modeling.layout import collate, plan_batches
+from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps
 from sp2dpo_ray.train.task import Pairs
 
 # what is summed over the pairs of a step, under the names that DPO trainers share; margins and
@@ -36,12 +38,40 @@ METRICS = (
 )
 
 
-def pair_logps(model: Any, pairs: Pairs, index: list[int], pad_id: int, device: Any) -> PairLogps:
+LossOf = Callable[[PairLogps, Tensor], Tensor]
+
+
+def loss_form(name: str, epsilon: float) -> LossOf:
+    """The loss of that name in the table; see `objectives/pair_loss.py`."""
+    row = LOSSES[name]
+    return lambda logps, beta_B: row.loss(logps, beta_B, epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """How a batch is computed: nothing here changes what comes out, but for rounding."""
+
+    pad_id: int
+    device: torch.device
+    tokens_per_batch: int
+    layout: str
+    head_bytes: int
+
+    def batches(self, pairs: Pairs, order: Sequence[int]) -> list[list[int]]:
+        """The pairs named in `order`, in batches within the token budget."""
+        return plan_batches(pairs.encoded, order, self.tokens_per_batch, self.layout)
+
+
+def pair_logps(model: Any, pairs: Pairs, index: list[int], how: Computing) -> PairLogps:
     """Policy and reference log-probabilities of the pairs at `index`; each (len(index),)."""
-    batch = collate(pairs.encoded, index, pad_id).to(device)
-    chosen, rejected = response_logps(model, batch).view(2, -1)
+    batch = collate(pairs.encoded, index, how.pad_id, how.layout).to(how.device)
+    chosen, rejected = response_logps(model, batch, head_bytes=how.head_bytes).view(2, -1)
     return PairLogps(
-        chosen, rejected, pairs.ref_chosen[index].to(device), pairs.ref_rejected[index].to(device)
+        chosen,
+        rejected,
+        pairs.ref_chosen[index].to(how.device),
+        pairs.ref_rejected[index].to(how.device),
+        *torch.bincount(batch.row_M, minlength=batch.num_rows).view(2, -1),
     )
 
 
@@ -56,20 +86,19 @@ def accumulate(
     mine: list[int],
     *,
     global_pairs: int,
-    tokens_per_batch: int,
-    pad_id: int,
-    device: torch.device,
+    how: Computing,
+    loss_of: LossOf,
 ) -> Tensor:
     """Forward and backward over this worker's pairs of a step; returns sums in METRICS' order.
 
     Raises TrainingError with the pairs' ids when a loss is not finite.
     """
     sums = new_sums()
-    for index in plan_batches(pairs.encoded, mine, tokens_per_batch):
-        logps = pair_logps(model, pairs, index, pad_id, device)
-        beta = pairs.beta[index].to(device)
+    for index in how.batches(pairs, mine):
+        logps = pair_logps(model, pairs, index, how)
+        beta = pairs.beta[index].to(how.device)
         margin = logps.margin
-        losses = pair_loss(margin, beta)
+        losses = loss_of(logps, beta)
         # an infinite margin may have a loss of 0 and still spoil every weight
         if not bool(torch.isfinite(margin + losses).all()):
             ids = [pairs.encoded[i].prompt_id for i in index]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from sp2dpo_ray.config import LoraSection, TinySection
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.errors import ConfigError, DataError, TrainingError
-from sp2dpo_ray.modeling.encode import EncodedPair, collate, encode_pairs, plan_batches
+from sp2dpo_ray.modeling.encode import EncodedPair, encode_pairs
 from sp2dpo_ray.modeling.forward import check_forward, response_logps
+from sp2dpo_ray.modeling.layout import collate, plan_batches
 from sp2dpo_ray.modeling.student import add_adapter, find_student, load_model, load_tokenizer
 from sp2dpo_ray.modeling.tiny import make_tiny_student
 
@@ -105,7 +106,7 @@ def test_batched_logps_equal_one_row_at_a_time(parts: tuple[Any, Any]) -> None:
                                               abs=1e-10)  # fmt: skip
         assert rejected[place] == pytest.approx(slow_logps(model, encoded[i], encoded[i].rejected),
                                                 abs=1e-10)  # fmt: skip
-    check_forward(model, batch)
+    check_forward(model, batch, batch)
 
 
 def test_an_architecture_that_bends_its_logits_is_refused(parts: tuple[Any, Any]) -> None:
@@ -121,7 +122,7 @@ def test_an_architecture_that_bends_its_logits_is_refused(parts: tuple[Any, Any]
     model.forward = bent
     try:
         with pytest.raises(TrainingError, match="is not supported"):
-            check_forward(model, batch)
+            check_forward(model, batch, batch)
     finally:
         model.forward = forward
 

@@ -1,7 +1,8 @@
-"""With a constant beta, tokens, log-probabilities and losses equal those of TRL's DPOTrainer."""
+"""Tokens, log-probabilities and losses equal those of TRL's DPOTrainer, with one beta or many."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,38 @@ import pytest
 import torch
 
 from sp2dpo_ray.core.pairs import Pair
-from sp2dpo_ray.modeling.encode import collate, encode_pairs
+from sp2dpo_ray.modeling.encode import encode_pairs
 from sp2dpo_ray.modeling.forward import response_logps
+from sp2dpo_ray.modeling.layout import collate
 from sp2dpo_ray.modeling.student import load_model, load_tokenizer
-from sp2dpo_ray.objectives.pair_loss import PairLogps, pair_loss
+from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps, logistic
 
 BETA = 0.1
+# our form: TRL's loss_type
+FORMS = {
+    "logistic": "sigmoid", "hinge": "hinge", "ipo": "ipo", "robust": "robust",
+    "apo_zero": "apo_zero", "apo_down": "apo_down",
+}  # fmt: skip
+
+
+def recipe() -> Any:
+    """The documentation's recipe: TRL with a beta for each pair."""
+    path = Path(__file__).parents[2] / "docs" / "recipes" / "trl_per_pair_beta.py"
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_constant_beta_equals_trl(
+def test_losses_equal_trls(
     tiny_student: Any, demo_rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
 
     rows = demo_rows[:12]
     tokenizer = load_tokenizer(tiny_student)
@@ -44,8 +62,9 @@ def test_constant_beta_equals_trl(
         logps = PairLogps(
             *response_logps(policy, batch).view(2, -1),
             *response_logps(reference, batch).view(2, -1),
+            *torch.bincount(batch.row_M).view(2, -1),
         )
-    ours = pair_loss(logps.margin, torch.full((len(rows),), BETA))
+    ours = logistic(logps.margin, torch.full((len(rows),), BETA))
 
     data = Dataset.from_list(
         [
@@ -53,11 +72,12 @@ def test_constant_beta_equals_trl(
                 "prompt": [{"role": "user", "content": row["prompt"]}],
                 "chosen": [{"role": "assistant", "content": row["chosen"]}],
                 "rejected": [{"role": "assistant", "content": row["rejected"]}],
+                "beta": BETA,
             }
             for row in rows
         ]
     )
-    trainer = DPOTrainer(
+    trainer = recipe().PerPairDPOTrainer(
         model=policy.requires_grad_(True),
         ref_model=reference,
         processing_class=tokenizer,
@@ -73,6 +93,16 @@ def test_constant_beta_equals_trl(
         assert theirs["rejected_ids"] == mine.rejected
     inputs = trainer.data_collator(list(trainer.train_dataset))
     with torch.no_grad():
-        loss = trainer.compute_loss(trainer.model.eval(), inputs)
+        loss = trainer.compute_loss(trainer.model.eval(), dict(inputs))
     assert abs(logps.margin).max() > 0.1  # the comparison is of something
     assert ours.mean().item() == pytest.approx(loss.item(), abs=2e-6)
+
+    # a schedule, in every form that both sides have
+    betas = torch.linspace(0.03, 0.3, len(rows))
+    trainer.label_smoothing = 0.1
+    for form, theirs in FORMS.items():
+        trainer.loss_types = [theirs]
+        with torch.no_grad():
+            loss = trainer.compute_loss(trainer.model, {**inputs, "beta": betas})
+        mine = LOSSES[form].loss(logps, betas, 0.1).mean().item()
+        assert mine == pytest.approx(loss.item(), rel=1e-5, abs=2e-6), form

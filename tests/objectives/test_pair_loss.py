@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sp2dpo_ray.objectives.logps import sum_by_row, token_logps
-from sp2dpo_ray.objectives.pair_loss import PairLogps, pair_loss
+from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps, logistic
 
 margins = st.floats(-200, 200)
 betas = st.floats(0.01, 1.0)
@@ -30,7 +30,7 @@ def tensor(*values: float, grad: bool = False) -> torch.Tensor:
 @given(margins, betas)
 def test_value_and_gradient_equal_the_closed_forms(margin: float, beta: float) -> None:
     m = tensor(margin, grad=True)
-    loss = pair_loss(m, tensor(beta))
+    loss = logistic(m, tensor(beta))
     # -log sigmoid(z) = log(1 + e^-z), in the form that does not overflow
     z = beta * margin
     expected = max(-z, 0.0) + math.log1p(math.exp(-abs(z)))
@@ -43,7 +43,7 @@ def test_value_and_gradient_equal_the_closed_forms(margin: float, beta: float) -
 @given(st.floats(-20, 20), betas)
 def test_curvature_equals_eqs_55_and_56(margin: float, beta: float) -> None:
     m = tensor(margin, grad=True)
-    (slope,) = torch.autograd.grad(pair_loss(m, tensor(beta)).sum(), m, create_graph=True)
+    (slope,) = torch.autograd.grad(logistic(m, tensor(beta)).sum(), m, create_graph=True)
     g = -slope  # g_i of section D.2
     (first,) = torch.autograd.grad(g.sum(), m, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), m)
@@ -59,8 +59,8 @@ def test_a_constant_beta_is_the_original_loss() -> None:
     chosen, rejected, ref_chosen, ref_rejected = (
         torch.from_numpy(draw.normal(-80, 30, 64)) for _ in range(4)
     )
-    ours = pair_loss(
-        PairLogps(chosen, rejected, ref_chosen, ref_rejected).margin,
+    ours = logistic(
+        PairLogps(chosen, rejected, ref_chosen, ref_rejected, chosen, rejected).margin,
         torch.full((64,), 0.1, dtype=torch.float64),
     )
     # Rafailov et al. (2023), Eq. 7
@@ -70,8 +70,8 @@ def test_a_constant_beta_is_the_original_loss() -> None:
 
 def test_pairs_do_not_influence_each_other() -> None:
     margin, beta = tensor(-3, 0.5, 40), tensor(0.03, 0.1, 0.3)
-    alone = [pair_loss(margin[i : i + 1], beta[i : i + 1]).item() for i in range(3)]
-    assert pair_loss(margin, beta).tolist() == alone
+    alone = [logistic(margin[i : i + 1], beta[i : i + 1]).item() for i in range(3)]
+    assert logistic(margin, beta).tolist() == alone
 
 
 def test_no_weights_reproduce_per_pair_betas() -> None:
@@ -95,3 +95,60 @@ def test_sequence_logps_sum_response_tokens_only() -> None:
     sums = sum_by_row(tokens, rows, 3)
     assert torch.allclose(sums, torch.stack([expected[:2].sum(), expected[2:2].sum(),
                                              expected[2:].sum()]), atol=1e-14)  # fmt: skip
+
+
+def logps_of(*margins: float, ratio: float = 2.0) -> PairLogps:
+    """Pairs with these margins, the chosen ratio being `ratio` and ten and five tokens."""
+    margin = tensor(*margins)
+    zero, count = torch.zeros_like(margin), torch.ones_like(margin)
+    return PairLogps(zero + ratio, ratio - margin, zero, zero, 10 * count, 5 * count)
+
+
+def softplus(z: float) -> float:
+    return max(z, 0.0) + math.log1p(math.exp(-abs(z)))
+
+
+# each form by hand: (margin, chosen ratio, rejected ratio, beta) with epsilon 0.1
+BY_HAND: dict[str, Any] = {
+    "logistic": lambda h, c, r, b: softplus(-b * h),
+    "hinge": lambda h, c, r, b: max(0.0, 1 - b * h),
+    "ipo": lambda h, c, r, b: (c / 10 - r / 5 - 1 / (2 * b)) ** 2,
+    "ipo_sum": lambda h, c, r, b: (h - 1 / (2 * b)) ** 2,
+    "cdpo": lambda h, c, r, b: 0.9 * softplus(-b * h) + 0.1 * softplus(b * h),
+    "robust": lambda h, c, r, b: (0.9 * softplus(-b * h) - 0.1 * softplus(b * h)) / 0.8,
+    "apo_zero": lambda h, c, r, b: 1 - float(expit(b * c)) + float(expit(b * r)),
+    "apo_down": lambda h, c, r, b: float(expit(b * c)) + 1 - float(expit(b * h)),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(st.lists(st.tuples(st.floats(-50, 50), betas), min_size=1, max_size=5), st.floats(-9, 9))
+def test_every_form_equals_its_closed_form_pair_by_pair(
+    name: str, rows: list[tuple[float, float]], ratio: float
+) -> None:
+    margin, beta = zip(*rows, strict=True)
+    losses = LOSSES[name].loss(logps_of(*margin, ratio=ratio), tensor(*beta), 0.1)
+    expected = [BY_HAND[name](h, ratio, ratio - h, b) for h, b in rows]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_gradient_of_every_form(name: str) -> None:
+    logps, beta = logps_of(-3.0, 0.5, 8.0), tensor(0.03, 0.1, 0.3)
+
+    def function(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+        moved = PairLogps(chosen, rejected, logps.ref_chosen, logps.ref_rejected,
+                          logps.chosen_tokens, logps.rejected_tokens)  # fmt: skip
+        return LOSSES[name].loss(moved, beta, 0.1)
+
+    inputs = (logps.chosen.clone().requires_grad_(), logps.rejected.clone().requires_grad_())
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+def test_robust_dpo_is_unbiased_under_flips() -> None:
+    """With labels flipped at rate epsilon its mean is the loss of the clean labels."""
+    clean, flipped = logps_of(1.7), logps_of(-1.7)
+    beta, epsilon = tensor(0.3), 0.2
+    robust = LOSSES["robust"].loss
+    mean = (1 - epsilon) * robust(clean, beta, epsilon) + epsilon * robust(flipped, beta, epsilon)
+    assert mean.item() == pytest.approx(LOSSES["logistic"].loss(clean, beta, 0).item(), abs=1e-12)

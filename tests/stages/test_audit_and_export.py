@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +22,9 @@ from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages.audit import audit, import_verdicts
 from sp2dpo_ray.stages.export import export
 from sp2dpo_ray.stages.schedule import schedule
-from tests.conftest import REPOSITORY
+from tests.modeling.test_trl_parity import recipe
 
 Make = Callable[..., Run]
-RECIPE = REPOSITORY / "docs" / "recipes" / "trl_per_pair_beta.py"
 
 
 @pytest.fixture
@@ -270,13 +268,7 @@ def test_trl_trains_with_our_betas(run: Run, tiny_student: Any, tmp_path: Path) 
     from trl import DPOConfig
 
     from sp2dpo_ray.modeling.student import load_model, load_tokenizer
-    from sp2dpo_ray.objectives.pair_loss import pair_loss
-
-    spec = importlib.util.spec_from_file_location("recipe", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    from sp2dpo_ray.objectives.pair_loss import logistic
 
     data = load_dataset(export(run)["folder"])
     policy = load_model(tiny_student, "fp32").requires_grad_(True)
@@ -285,7 +277,7 @@ def test_trl_trains_with_our_betas(run: Run, tiny_student: Any, tmp_path: Path) 
         draw = torch.Generator().manual_seed(0)
         for weight in policy.parameters():
             weight.add_(0.05 * weight.std() * torch.randn(weight.shape, generator=draw))
-    trainer = recipe.PerPairDPOTrainer(
+    trainer = recipe().PerPairDPOTrainer(
         model=policy, ref_model=reference, processing_class=load_tokenizer(tiny_student),
         train_dataset=data["train"], eval_dataset=data["test"],
         args=DPOConfig(
@@ -304,7 +296,7 @@ def test_trl_trains_with_our_betas(run: Run, tiny_student: Any, tmp_path: Path) 
         with torch.no_grad():
             losses[name] = trainer.compute_loss(policy.eval(), inputs).item()
     margins = margins_of(policy, reference, trainer, rows)
-    expected = pair_loss(margins, torch.tensor([row["beta"] for row in rows])).mean().item()
+    expected = logistic(margins, torch.tensor([row["beta"] for row in rows])).mean().item()
     assert losses["ours"] == pytest.approx(expected, abs=2e-6)
     assert abs(losses["ours"] - losses["mean"]) > 1e-5  # the column is not ignored
 
@@ -317,8 +309,9 @@ def margins_of(policy: Any, reference: Any, trainer: Any, rows: list[dict[str, A
     """H of each row from TRL's tokens and our own log-probabilities."""
     import torch
 
-    from sp2dpo_ray.modeling.encode import EncodedPair, collate
+    from sp2dpo_ray.modeling.encode import EncodedPair
     from sp2dpo_ray.modeling.forward import response_logps
+    from sp2dpo_ray.modeling.layout import collate
     from sp2dpo_ray.objectives.pair_loss import PairLogps
 
     encoded = [
@@ -332,4 +325,5 @@ def margins_of(policy: Any, reference: Any, trainer: Any, rows: list[dict[str, A
         return PairLogps(
             *response_logps(policy, batch).view(2, -1),
             *response_logps(reference, batch).view(2, -1),
+            *torch.bincount(batch.row_M).view(2, -1),
         ).margin

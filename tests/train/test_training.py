@@ -90,7 +90,7 @@ def test_the_gradient_is_that_of_eq_5(material: tuple[Any, Pairs, int]) -> None:
     """Against autograd through one pair at a time, weighted by -beta sigmoid(-beta margin)."""
     model, pairs, pad_id = material
     ours, figures = gradient(model, pairs, [list(range(12))], 10**6, pad_id)
-    from sp2dpo_ray.modeling.encode import collate
+    from sp2dpo_ray.modeling.layout import collate
 
     expected, losses = torch.zeros_like(ours), []
     for i in range(12):

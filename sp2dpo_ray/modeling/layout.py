@@ -1,0 +1,171 @@
+"""How pairs lie in a row: a shared prompt once, then both responses; or plainly, two rows a pair.
+
+In: encoded pairs. Out: tensors for one forward pass, and which hidden state predicts which response
+token. Invariant: both layouts give the same log-probabilities; the shared one computes every prompt
+once and no padding at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sp2dpo_ray.modeling.encode import EncodedPair
+
+SHARED, PLAIN = "shared", "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Where a pair lies in a row: its start, and the lengths of prompt, chosen and rejected."""
+
+    start: int
+    prompt: int
+    chosen: int
+    rejected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward pass over P pairs; rows 0..P-1 of the result are chosen, P..2P-1 rejected.
+
+    ids_RT, position_RT: token ids and their positions. mask_RT: attention mask of the plain layout,
+    None in the shared one, which has `segments` instead. source_M: the place, in the flattened
+    rows, of the hidden state that predicts response token m; target_M: that token; row_M: whose
+    sum it belongs to. index: the pairs' places in the list that the batch was made of.
+    """
+
+    ids_RT: Tensor
+    position_RT: Tensor
+    mask_RT: Tensor | None
+    segments: tuple[Segment, ...]
+    source_M: Tensor
+    target_M: Tensor
+    row_M: Tensor
+    index: list[int]
+
+    @property
+    def num_rows(self) -> int:
+        return 2 * len(self.index)
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("ids_RT", "position_RT", "source_M", "target_M", "row_M")
+        }
+        mask = None if self.mask_RT is None else self.mask_RT.to(device)
+        return replace(self, **moved, mask_RT=mask)
+
+
+def collate(
+    encoded: Sequence[EncodedPair], index: list[int], pad_id: int, layout: str = PLAIN
+) -> Batch:
+    """The pairs at `index` as one batch in that layout."""
+    pairs = [encoded[i] for i in index]
+    return _shared(pairs, index) if layout == SHARED else _plain(pairs, index, pad_id)
+
+
+def row_tokens(pair: EncodedPair, layout: str) -> int:
+    """Tokens that a pair adds to a batch of that layout, its own padding not counted."""
+    if layout == SHARED:
+        return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+    return 2 * pair.longest_row
+
+
+def plan_batches(
+    encoded: Sequence[EncodedPair],
+    order: Sequence[int],
+    tokens_per_batch: int,
+    layout: str = PLAIN,
+) -> list[list[int]]:
+    """Group the pairs named in `order` so that no batch exceeds the token budget.
+
+    Pairs of like length go together, the longest first: without padding to save, the most memory
+    is then asked for at once and not in the middle of a run. A pair over the budget by itself gets
+    a batch of its own.
+    """
+    ranked = sorted(order, key=lambda i: (row_tokens(encoded[i], layout), i), reverse=True)
+    batches: list[list[int]] = []
+    used = 0
+    for i in ranked:
+        size = row_tokens(encoded[i], layout)
+        # in the plain layout every row is as wide as the batch's first, its longest
+        size = size if layout == SHARED or not batches else max(
+            size, row_tokens(encoded[batches[-1][0]], layout)
+        )  # fmt: skip
+        if batches and used + size <= tokens_per_batch:
+            batches[-1].append(i)
+            used += size
+        else:
+            batches.append([i])
+            used = row_tokens(encoded[i], layout)
+    return batches
+
+
+def _shared(pairs: list[EncodedPair], index: list[int]) -> Batch:
+    """[prompt | chosen | rejected] of each pair behind the other; positions restart."""
+    ids: list[int] = []
+    positions: list[int] = []
+    segments: list[Segment] = []
+    sources: list[list[int]] = []
+    for pair in pairs:
+        start, prompt = len(ids), len(pair.prompt)
+        ids += pair.prompt + pair.chosen + pair.rejected
+        segments.append(Segment(start, prompt, len(pair.chosen), len(pair.rejected)))
+        positions += range(prompt + len(pair.chosen))
+        positions += range(prompt, prompt + len(pair.rejected))
+        last = start + prompt - 1  # it predicts the first token of both responses
+        other = start + prompt + len(pair.chosen)
+        sources.append([last, *range(last + 1, last + len(pair.chosen))])
+        sources.append([last, *range(other, other + len(pair.rejected) - 1)])
+    # an empty response predicts nothing
+    lengths = [length for s in segments for length in (s.chosen, s.rejected)]
+    order = [*range(0, len(lengths), 2), *range(1, len(lengths), 2)]
+    responses = [r for pair in pairs for r in (pair.chosen, pair.rejected)]
+    return Batch(
+        torch.tensor([ids]),
+        torch.tensor([positions]),
+        None,
+        tuple(segments),
+        _long(place for i in order for place in sources[i][: lengths[i]]),
+        _long(token for i in order for token in responses[i]),
+        torch.repeat_interleave(
+            torch.arange(len(order)), torch.tensor([lengths[i] for i in order])
+        ),
+        list(index),
+    )
+
+
+def _plain(pairs: list[EncodedPair], index: list[int], pad_id: int) -> Batch:
+    """Two rows a pair, padded on the right."""
+    rows = [(pair.prompt, pair.chosen) for pair in pairs]
+    rows += [(pair.prompt, pair.rejected) for pair in pairs]
+    width = max(len(prompt) + len(response) for prompt, response in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for row, (prompt, response) in enumerate(rows):
+        length = len(prompt) + len(response)
+        ids[row, :length] = torch.tensor(prompt + response, dtype=torch.long)
+        mask[row, :length] = 1
+    return Batch(
+        ids,
+        torch.arange(width).expand(len(rows), width),
+        mask,
+        (),
+        _long(
+            row * width + len(prompt) - 1 + k
+            for row, (prompt, response) in enumerate(rows)
+            for k in range(len(response))
+        ),
+        _long(token for _, response in rows for token in response),
+        _long(row for row, (_, response) in enumerate(rows) for _ in response),
+        list(index),
+    )
+
+
+def _long(values: Any) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.long)

@@ -1,0 +1,70 @@
+"""Whether activations must be computed again on the way back, measured instead of guessed.
+
+In: the model, the largest batch that will come. Out: a decision with its figures. Invariant:
+checkpointing changes memory and time and no number, dropout included.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sp2dpo_ray.modeling.forward import base_of
+
+SHARE = 0.7  # of the free memory that activations may take; gradients and kernels want some too
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """on: whether to checkpoint. needed, free: bytes; 0 where nothing was measured."""
+
+    on: bool
+    needed: int = 0
+    free: int = 0
+
+
+def decide(setting: str, loss_of_largest: Any, model: Any, device: torch.device) -> Decision:
+    """Carry out `train.gradient_checkpointing`: on, off, or what a first forward pass says.
+
+    loss_of_largest: computes the loss of the batch that needs the most memory, with a graph.
+    """
+    decision = Decision(setting == "on")
+    if setting == "auto":
+        needed, free = saved_bytes(loss_of_largest), free_bytes(device)
+        decision = Decision(needed > SHARE * free, needed, free)
+    if decision.on:
+        base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
+    return decision
+
+
+def saved_bytes(forward: Any) -> int:
+    """Bytes that a forward pass keeps for its backward pass; weights and what is kept anyway not
+    counted."""
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    random_state = torch.get_rng_state()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        kept = forward()  # held while its storages are counted: an address must not come twice
+    torch.set_rng_state(random_state)
+    del kept
+    return sum(seen.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this worker may still take."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (available,) = (line for line in lines if line.startswith("MemAvailable:"))
+    return int(available.split()[1]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
