@@ -107,7 +107,7 @@ def make_student(source: str, count: int, folder: Path) -> None:
 def engine(pairs: list[Any], student: Path, **switches: Any) -> dict[str, Any]:
     """This engine, without Ray: encoding, reference pass, steps."""
     from sp2dpo_ray.config import LoraSection
-    from sp2dpo_ray.modeling.encode import encode_pairs
+    from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
     from sp2dpo_ray.modeling.forward import response_logps
     from sp2dpo_ray.modeling.layout import collate, plan_batches, row_tokens
     from sp2dpo_ray.modeling.student import (
@@ -126,8 +126,7 @@ def engine(pairs: list[Any], student: Path, **switches: Any) -> dict[str, Any]:
     tokenizer, model = load_tokenizer(ref), load_model(ref, "fp32", layout)
     how = Computing(tokenizer.pad_token_id, torch.device("cpu"), budget, layout, 16 << 20)
     start = time.perf_counter()
-    cut = {"max_length": MAX_LENGTH, "max_prompt_length": MAX_LENGTH - 1}
-    encoded = encode_pairs(pairs, tokenizer, **cut)
+    encoded = encode_pairs(pairs, tokenizer, Encoding(MAX_LENGTH, MAX_LENGTH - 1))
     logps = torch.empty(2, len(encoded))
     with torch.inference_mode():
         for index in plan_batches(encoded, range(len(encoded)), budget, layout):

@@ -113,7 +113,11 @@ class TrainSection(Section):
     max_length: int = Field(2048, ge=8)
     """Longest prompt with response, in tokens; what is over is cut from the response's end."""
     max_prompt_length: int = Field(1536, ge=4)
-    """Longest prompt, in tokens; what is over is cut from the prompt's start."""
+    """Longest prompt, in tokens."""
+    keep_prompt: Literal["end", "start"] = "end"
+    """What is left of a prompt that is too long."""
+    keep_end_token: bool = False
+    """A response that is cut still ends with the token that closes a turn."""
     learning_rate: float = Field(5e-6, gt=0)
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)

@@ -1,8 +1,8 @@
 """From pairs to tokens.
 
 In: pairs and a tokenizer with a chat template. Out: `EncodedPair`s. Invariant: prompt and response
-are encoded jointly, so token boundaries are those that the model sees, and both responses follow
-the same prompt tokens.
+are encoded jointly, so token boundaries are those that the model sees, both responses follow the
+same prompt tokens, and whatever was cut or shifted is noted.
 """
 
 from __future__ import annotations
@@ -11,32 +11,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.errors import ConfigError, DataError
+
+Tokens = NDArray[np.int32]
+
+# what may have happened to a pair on its way to tokens
+PROMPT_CUT, CHOSEN_CUT, REJECTED_CUT = "prompt_cut", "chosen_cut", "rejected_cut"
+CUTS = frozenset({PROMPT_CUT, CHOSEN_CUT, REJECTED_CUT})
+END_LOST = "end_lost"  # a cut took the token that closes the turn
+BOUNDARY_SHIFTED = "boundary_shifted"  # prompt and response merge into other tokens than apart
+ALIKE = "alike"  # both responses are the same tokens: nothing to learn
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How pairs become tokens.
+
+    max_length: of prompt and response together; a response over the rest loses its end.
+    max_prompt_length: a longer prompt keeps its end, or its start. keep_end_token: a response that
+    is cut still ends with the token that closes a turn, in place of its last.
+    """
+
+    max_length: int
+    max_prompt_length: int
+    keep_prompt: str = "end"
+    keep_end_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
-    """Token ids of a pair; `truncated` says whether any of them was cut."""
+    """Token ids of a pair, and the notes on what was cut or shifted."""
 
     prompt_id: str
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-    truncated: bool
+    prompt: Tokens
+    chosen: Tokens
+    rejected: Tokens
+    notes: tuple[str, ...] = ()
+
+    @property
+    def truncated(self) -> bool:
+        return not CUTS.isdisjoint(self.notes)
 
     @property
     def longest_row(self) -> int:
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
-def encode_pairs(
-    pairs: Sequence[Pair], tokenizer: Any, *, max_length: int, max_prompt_length: int
-) -> list[EncodedPair]:
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, how: Encoding) -> list[EncodedPair]:
     """Encode pairs with the tokenizer's chat template.
 
-    The prompt ends where its tokens and those of prompt + response part, as in TRL. A prompt over
-    `max_prompt_length` loses its start, a response over the rest of `max_length` its end.
+    The prompt ends where its tokens and those of prompt + response part, as in TRL.
     Raises ConfigError without a chat template, DataError with the pair's id where it refuses.
     """
     if not tokenizer.chat_template:
@@ -53,8 +81,9 @@ def encode_pairs(
                 f"pair {pair.prompt_id}: the student's chat template refuses it: {error}"
             ) from error
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    rows = [np.array(row, np.int32) for row in ids]
     return [
-        _cut(pair.prompt_id, *ids[3 * i : 3 * i + 3], max_length, max_prompt_length)
+        _cut(pair.prompt_id, *rows[3 * i : 3 * i + 3], how, tokenizer.eos_token_id)
         for i, pair in enumerate(pairs)
     ]
 
@@ -64,29 +93,40 @@ def _render(tokenizer: Any, turns: list[dict[str, str]], **options: Any) -> str:
 
 
 def _cut(
-    prompt_id: str,
-    prompt: list[int],
-    with_chosen: list[int],
-    with_rejected: list[int],
-    max_length: int,
-    max_prompt_length: int,
-) -> EncodedPair:
+    prompt_id: str, prompt: Tokens, with_chosen: Tokens, with_rejected: Tokens, how: Encoding,
+    end: int,
+) -> EncodedPair:  # fmt: skip
     shared = min(_common(prompt, with_chosen), _common(prompt, with_rejected))
-    chosen, rejected = with_chosen[shared:], with_rejected[shared:]
     if not shared:
         raise DataError(
             f"pair {prompt_id}: its prompt and its responses have no common beginning once encoded"
         )
-    kept = prompt[max(0, shared - max_prompt_length) : shared]
-    room = max_length - len(kept)
-    truncated = len(kept) < shared or max(len(chosen), len(rejected)) > room
-    return EncodedPair(prompt_id, kept, chosen[:room], rejected[:room], truncated)
+    notes = [BOUNDARY_SHIFTED] if shared < len(prompt) else []
+    kept = prompt[:shared]
+    if shared > how.max_prompt_length:
+        notes.append(PROMPT_CUT)
+        start = shared - how.max_prompt_length if how.keep_prompt == "end" else 0
+        kept = kept[start : start + how.max_prompt_length]
+    responses = []
+    for name, row in ((CHOSEN_CUT, with_chosen[shared:]), (REJECTED_CUT, with_rejected[shared:])):
+        room = how.max_length - len(kept)
+        if len(row) <= room:
+            responses.append(row)
+            continue
+        notes.append(name)
+        short = row[:room].copy()
+        if how.keep_end_token:
+            short[-1] = end
+        elif end not in short:
+            notes.append(END_LOST)
+        responses.append(short)
+    if np.array_equal(*responses):
+        notes.append(ALIKE)
+    return EncodedPair(prompt_id, kept, *responses, tuple(dict.fromkeys(notes)))
 
 
-def _common(one: list[int], other: list[int]) -> int:
-    length = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length
+def _common(one: Tokens, other: Tokens) -> int:
+    """How many first tokens are the same."""
+    length = min(len(one), len(other))
+    differ = np.flatnonzero(one[:length] != other[:length])
+    return int(differ[0]) if len(differ) else length

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sp2dpo_ray.modeling.encode import EncodedPair
 
 SHARED, PLAIN = "shared", "plain"
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,64 +111,63 @@ def plan_batches(
 
 def _shared(pairs: list[EncodedPair], index: list[int]) -> Batch:
     """[prompt | chosen | rejected] of each pair behind the other; positions restart."""
-    ids: list[int] = []
-    positions: list[int] = []
-    segments: list[Segment] = []
-    sources: list[list[int]] = []
+    ids, positions, segments = [], [], []
+    sources: tuple[list[Places], list[Places]] = ([], [])
+    start = 0
     for pair in pairs:
-        start, prompt = len(ids), len(pair.prompt)
-        ids += pair.prompt + pair.chosen + pair.rejected
-        segments.append(Segment(start, prompt, len(pair.chosen), len(pair.rejected)))
-        positions += range(prompt + len(pair.chosen))
-        positions += range(prompt, prompt + len(pair.rejected))
+        prompt, chosen, rejected = len(pair.prompt), len(pair.chosen), len(pair.rejected)
+        ids += [pair.prompt, pair.chosen, pair.rejected]
+        positions += [np.arange(prompt + chosen), np.arange(prompt, prompt + rejected)]
+        segments.append(Segment(start, prompt, chosen, rejected))
         last = start + prompt - 1  # it predicts the first token of both responses
-        other = start + prompt + len(pair.chosen)
-        sources.append([last, *range(last + 1, last + len(pair.chosen))])
-        sources.append([last, *range(other, other + len(pair.rejected) - 1)])
-    # an empty response predicts nothing
-    lengths = [length for s in segments for length in (s.chosen, s.rejected)]
-    order = [*range(0, len(lengths), 2), *range(1, len(lengths), 2)]
-    responses = [r for pair in pairs for r in (pair.chosen, pair.rejected)]
+        sources[0].append(np.arange(last, last + chosen))
+        after = np.arange(last + chosen, last + chosen + rejected)
+        after[:1] = last
+        sources[1].append(after)
+        start += prompt + chosen + rejected
+    responses = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
     return Batch(
-        torch.tensor([ids]),
-        torch.tensor([positions]),
+        _long(ids)[None],
+        _long(positions)[None],
         None,
         tuple(segments),
-        _long(place for i in order for place in sources[i][: lengths[i]]),
-        _long(token for i in order for token in responses[i]),
-        torch.repeat_interleave(
-            torch.arange(len(order)), torch.tensor([lengths[i] for i in order])
-        ),
+        _long([*sources[0], *sources[1]]),
+        _long(responses),
+        _rows(responses),
         list(index),
     )
 
 
 def _plain(pairs: list[EncodedPair], index: list[int], pad_id: int) -> Batch:
     """Two rows a pair, padded on the right."""
-    rows = [(pair.prompt, pair.chosen) for pair in pairs]
-    rows += [(pair.prompt, pair.rejected) for pair in pairs]
-    width = max(len(prompt) + len(response) for prompt, response in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for row, (prompt, response) in enumerate(rows):
+    responses = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
+    prompts = [pair.prompt for pair in pairs] * 2
+    width = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+    ids = np.full((len(responses), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(responses), width), dtype=np.int64)
+    sources = []
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         length = len(prompt) + len(response)
-        ids[row, :length] = torch.tensor(prompt + response, dtype=torch.long)
+        ids[row, :length] = np.concatenate([prompt, response])
         mask[row, :length] = 1
+        first = row * width + len(prompt) - 1
+        sources.append(np.arange(first, first + len(response)))
     return Batch(
-        ids,
-        torch.arange(width).expand(len(rows), width),
-        mask,
+        torch.from_numpy(ids),
+        torch.arange(width).expand(len(responses), width),
+        torch.from_numpy(mask),
         (),
-        _long(
-            row * width + len(prompt) - 1 + k
-            for row, (prompt, response) in enumerate(rows)
-            for k in range(len(response))
-        ),
-        _long(token for _, response in rows for token in response),
-        _long(row for row, (_, response) in enumerate(rows) for _ in response),
+        _long(sources),
+        _long(responses),
+        _rows(responses),
         list(index),
     )
 
 
-def _long(values: Any) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.long)
+def _long(parts: Sequence[Any]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
+def _rows(responses: Sequence[Any]) -> Tensor:
+    """For each response token the row of its response."""
+    return torch.repeat_interleave(torch.tensor([len(response) for response in responses]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from sp2dpo_ray.config import TinySection
 from sp2dpo_ray.core.pairs import Pair
-from sp2dpo_ray.modeling.encode import EncodedPair, encode_pairs
+from sp2dpo_ray.modeling.encode import EncodedPair, Encoding, encode_pairs
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
@@ -94,9 +95,7 @@ def _teach(
     options: TinySection,
     progress: Callable[[int, str], None],
 ) -> float | None:
-    encoded = encode_pairs(
-        pairs, tokenizer, max_length=TEACHING_LENGTH, max_prompt_length=TEACHING_PROMPT
-    )
+    encoded = encode_pairs(pairs, tokenizer, Encoding(TEACHING_LENGTH, TEACHING_PROMPT))
     draw = torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -122,11 +121,11 @@ def _teach(
 
 
 def _examples(pairs: list[EncodedPair], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = [pair.prompt + pair.chosen for pair in pairs]
-    width = max(map(len, rows))
+    rows = [np.concatenate([pair.prompt, pair.chosen]) for pair in pairs]
+    width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id)
     labels = torch.full((len(rows), width), -100)
     for i, (row, pair) in enumerate(zip(rows, pairs, strict=True)):
-        ids[i, : len(row)] = torch.tensor(row)
-        labels[i, len(pair.prompt) : len(row)] = torch.tensor(pair.chosen)
+        ids[i, : len(row)] = torch.from_numpy(row)
+        labels[i, len(pair.prompt) : len(row)] = torch.from_numpy(pair.chosen)
     return ids, labels

@@ -1,6 +1,7 @@
 """The reference pass on Ray Data: every pair through the frozen student once.
 
-In: pairs, the student, truncation. Out: one row a pair (REFERENCE_SCHEMA), in the order of the ids.
+In: pairs, the student, the encoding. Out: one row a pair (REFERENCE_SCHEMA): log-probabilities and
+the tokens that they are of, in the order of the ids.
 Invariant: nothing of the arm (beta, learning rate, output folder) reaches this stage, so every arm
 of a sweep can read one store.
 """
@@ -17,7 +18,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
-from sp2dpo_ray.modeling.encode import EncodedPair, encode_pairs
+from sp2dpo_ray.modeling.encode import EncodedPair, Encoding, encode_pairs
 from sp2dpo_ray.modeling.forward import check_forward, response_logps
 from sp2dpo_ray.modeling.layout import PLAIN, collate, plan_batches
 from sp2dpo_ray.modeling.student import StudentRef, load_model, load_tokenizer
@@ -28,10 +29,10 @@ REFERENCE_SCHEMA = pa.schema(
         ("prompt_id", pa.string()),
         ("chosen_logp", pa.float32()),
         ("rejected_logp", pa.float32()),
-        ("prompt_tokens", pa.int64()),
-        ("chosen_tokens", pa.int64()),
-        ("rejected_tokens", pa.int64()),
-        ("truncated", pa.bool_()),
+        ("prompt", pa.list_(pa.int32())),
+        ("chosen", pa.list_(pa.int32())),
+        ("rejected", pa.list_(pa.int32())),
+        ("notes", pa.list_(pa.string())),
     ]
 )
 
@@ -41,8 +42,7 @@ class ReferenceSpec:
     """What decides a reference log-probability, and the resources to compute it with."""
 
     student: StudentRef
-    max_length: int
-    max_prompt_length: int
+    encoding: Encoding
     precision: str
     tokens_per_batch: int
     layout: str
@@ -64,12 +64,7 @@ class ReferenceActor:
     @torch.inference_mode()
     def __call__(self, block: pa.Table) -> pa.Table:
         spec = self._spec
-        encoded = encode_pairs(
-            pairs_from(block),
-            self._tokenizer,
-            max_length=spec.max_length,
-            max_prompt_length=spec.max_prompt_length,
-        )
+        encoded = encode_pairs(pairs_from(block), self._tokenizer, spec.encoding)
         logps = torch.empty(2, len(encoded))
         order = range(len(encoded))
         for index in plan_batches(encoded, order, spec.tokens_per_batch, spec.layout):
@@ -83,10 +78,11 @@ class ReferenceActor:
                 pa.array([pair.prompt_id for pair in encoded]),
                 pa.array(logps[0].numpy()),
                 pa.array(logps[1].numpy()),
-                pa.array([len(pair.prompt) for pair in encoded]),
-                pa.array([len(pair.chosen) for pair in encoded]),
-                pa.array([len(pair.rejected) for pair in encoded]),
-                pa.array([pair.truncated for pair in encoded]),
+                *(
+                    pa.array([getattr(pair, name) for pair in encoded], pa.list_(pa.int32()))
+                    for name in ("prompt", "chosen", "rejected")
+                ),
+                pa.array([list(pair.notes) for pair in encoded], pa.list_(pa.string())),
             ],
             schema=REFERENCE_SCHEMA,
         )

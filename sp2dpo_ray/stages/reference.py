@@ -7,15 +7,20 @@ template, truncation, precision and pair texts, and never beta, learning rate or
 from __future__ import annotations
 
 import time
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sp2dpo_ray.config import TrainSection
 from sp2dpo_ray.console import bar
 from sp2dpo_ray.core.artifact import Draft, Provenance
 from sp2dpo_ray.core.files import EVAL, REFERENCE, TRAIN
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
+from sp2dpo_ray.modeling.encode import Encoding
 from sp2dpo_ray.reference.pipeline import ReferenceSpec, reference_logps
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.student import student_ref
@@ -34,8 +39,7 @@ def reference(run: Run) -> Summary:
         )
         spec = ReferenceSpec(
             student_ref(run),
-            train.max_length,
-            train.max_prompt_length,
+            encoding_of(train),
             train.precision,
             train.tokens_per_batch,
             train.layout,
@@ -48,7 +52,11 @@ def reference(run: Run) -> Summary:
         draft.write_table(REFERENCE, table)
         draft.summary |= {
             "pairs": table.num_rows,
-            "truncated": sum(table["truncated"].to_pylist()),
+            "tokens": sum(
+                pc.sum(pc.list_value_length(table[name])).as_py() or 0
+                for name in ("prompt", "chosen", "rejected")
+            ),
+            "encoding": dict(sorted(Counter(pc.list_flatten(table["notes"]).to_pylist()).items())),
             "seconds": time.perf_counter() - start,
         }
 
@@ -57,9 +65,16 @@ def reference(run: Run) -> Summary:
 
 def _reference_provenance(run: Run) -> Provenance:
     train = run.config.train
-    settings = [train.max_length, train.max_prompt_length, train.precision]
+    settings = {"encoding": asdict(encoding_of(train)), "precision": train.precision}
     inputs = {"prepare": run.path("pairs"), "student": run.path("student")}
     return run.provenance("reference", settings, inputs)
+
+
+def encoding_of(train: TrainSection) -> Encoding:
+    """How pairs become tokens."""
+    return Encoding(
+        train.max_length, train.max_prompt_length, train.keep_prompt, train.keep_end_token
+    )
 
 
 def reference_folder(run: Run) -> Path:

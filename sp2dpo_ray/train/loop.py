@@ -54,7 +54,7 @@ def train_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
 
     tokenizer = load_tokenizer(task.student)
-    pairs = load_training_pairs(task, tokenizer)
+    pairs = load_training_pairs(task)
     model = load_model(task.student, options.precision, options.layout).to(device)
     model = add_adapter(model, task.lora, seed=options.seed, fused=options.fused_lora)
     how = computing(options, tokenizer, device)
@@ -115,7 +115,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 ray.train.report(metrics, checkpoint=checkpoint)
             clock = time.perf_counter()  # the checkpoint's time is not the steps'
 
-    _score_held_out(model, task, tokenizer, how, rank, world)
+    _score_held_out(model, task, how, rank, world)
     if rank == 0:
         _export(model, tokenizer, task.output)
 
@@ -174,12 +174,10 @@ class _MetricsFile:
 
 
 @torch.no_grad()
-def _score_held_out(
-    model: Any, task: TrainTask, tokenizer: Any, how: Computing, rank: int, world: int
-) -> None:
+def _score_held_out(model: Any, task: TrainTask, how: Computing, rank: int, world: int) -> None:
     """The log-ratio margin of every held-out pair, in nats, into one table."""
     model.eval()
-    pairs = load_eval_pairs(task, tokenizer)
+    pairs = load_eval_pairs(task)
     rows = _margins(model, pairs, list(range(len(pairs)))[rank::world], how)
     gathered: list[Any] = [rows]
     if world > 1:

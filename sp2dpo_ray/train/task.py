@@ -1,7 +1,7 @@
 """What a training worker is given, and the arrays it makes of it.
 
-In: folders of artifacts and the arm's betas. Out: `Pairs`, encoded, with reference
-log-probabilities and betas in the same order. Invariant: of the schedule only the column `beta`
+In: folders of artifacts and the arm's betas. Out: `Pairs`: tokens and reference log-probabilities
+from one store, and betas in the same order. Invariant: of the schedule only the column `beta`
 gets this far, and every training pair has a finite positive beta and a reference, or its id is in
 the error.
 """
@@ -9,19 +9,19 @@ the error.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from sp2dpo_ray.config import LoraSection, TrainSection
 from sp2dpo_ray.core.files import BETAS, EVAL, PAIRS_TABLE, REFERENCE, TRAIN
-from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.errors import DataError
-from sp2dpo_ray.modeling.encode import EncodedPair, encode_pairs
+from sp2dpo_ray.modeling.encode import EncodedPair, Tokens
 from sp2dpo_ray.modeling.student import StudentRef
 
 
@@ -50,48 +50,70 @@ class Pairs:
         return len(self.encoded)
 
 
-def load_training_pairs(task: TrainTask, tokenizer: Any) -> Pairs:
+def load_training_pairs(task: TrainTask) -> Pairs:
     """The pairs named in the arm's betas, in the order of the prepared pairs."""
     betas = pq.read_table(task.output / BETAS)
     beta_of = dict(zip(betas["prompt_id"].to_pylist(), betas["beta"].to_pylist(), strict=True))
-    return _load(task, TRAIN, tokenizer, beta_of)
+    return _load(task, TRAIN, beta_of)
 
 
-def load_eval_pairs(task: TrainTask, tokenizer: Any) -> Pairs:
+def load_eval_pairs(task: TrainTask) -> Pairs:
     """All held-out pairs; they have no beta of their own (it is 1: unscaled)."""
-    return _load(task, EVAL, tokenizer, None)
+    return _load(task, EVAL, None)
 
 
-def _load(task: TrainTask, split: str, tokenizer: Any, beta_of: dict[str, float] | None) -> Pairs:
-    pairs = pairs_from(pq.read_table(task.pairs / PAIRS_TABLE.format(split=split)))
+def _load(task: TrainTask, split: str, beta_of: dict[str, float] | None) -> Pairs:
+    path = task.pairs / PAIRS_TABLE.format(split=split)
+    ids = pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist()
     if beta_of is not None:
-        pairs = [pair for pair in pairs if pair.prompt_id in beta_of]
-        if len(pairs) < len(beta_of):
-            raise DataError(f"{len(beta_of) - len(pairs)} betas belong to no prepared pair")
-    ids = [pair.prompt_id for pair in pairs]
-    chosen, rejected = _reference(task.reference / REFERENCE, ids)
-    encoded = encode_pairs(
-        pairs,
-        tokenizer,
-        max_length=task.options.max_length,
-        max_prompt_length=task.options.max_prompt_length,
-    )
+        ids = [name for name in ids if name in beta_of]
+        if len(ids) < len(beta_of):
+            raise DataError(f"{len(beta_of) - len(ids)} betas belong to no prepared pair")
+        _check_betas(beta_of)
+    table = _stored(task.reference / REFERENCE, ids)
     beta = torch.tensor([1.0 if beta_of is None else beta_of[name] for name in ids])
-    return Pairs(encoded, chosen, rejected, beta)
+    return Pairs(_encoded(table), *_reference(table), beta)
 
 
-def _reference(path: Path, ids: list[str]) -> tuple[Tensor, Tensor]:
+def _check_betas(beta_of: dict[str, float]) -> None:
+    for name, beta in beta_of.items():
+        if not 0 < beta < float("inf"):  # NaN fails this too
+            raise DataError(f"pair {name}: its beta is {beta}, it must be a positive number")
+
+
+def _stored(path: Path, ids: list[str]) -> pa.Table:
+    """The rows of those pairs in the reference store, in their order."""
     table: pa.Table = pq.read_table(path)
-    place = {name: row for row, name in enumerate(table["prompt_id"].to_pylist())}
-    missing = [name for name in ids if name not in place]
-    if missing:
-        raise DataError(f"pair {missing[0]}: has no reference log-probability in {path}")
-    rows = torch.tensor([place[name] for name in ids], dtype=torch.long)
+    rows = pc.index_in(pa.array(ids, pa.string()), table["prompt_id"].combine_chunks())
+    if rows.null_count:
+        name = ids[pc.index(pc.is_null(rows), True).as_py()]
+        raise DataError(f"pair {name}: has no reference log-probability in {path}")
+    return table.take(rows).combine_chunks()
+
+
+def _encoded(table: pa.Table) -> list[EncodedPair]:
+    """The tokens, as views into the table's own memory."""
+
+    def rows(name: str) -> list[Tokens]:
+        column = pa.concat_arrays(table[name].chunks or [pa.array([], pa.list_(pa.int32()))])
+        offsets, values = column.offsets.to_numpy(), column.values.to_numpy()
+        return [values[a:b] for a, b in pairwise(offsets)]
+
+    columns = (rows(name) for name in ("prompt", "chosen", "rejected"))
+    return [
+        EncodedPair(name, *tokens, tuple(notes))
+        for name, *tokens, notes in zip(
+            table["prompt_id"].to_pylist(), *columns, table["notes"].to_pylist(), strict=True
+        )
+    ]
+
+
+def _reference(table: pa.Table) -> tuple[Tensor, Tensor]:
     chosen, rejected = (
-        torch.from_numpy(table[name].to_numpy().copy())[rows]
-        for name in ("chosen_logp", "rejected_logp")
+        torch.from_numpy(table[name].to_numpy().copy()) for name in ("chosen_logp", "rejected_logp")
     )
-    for name, ours, theirs in zip(ids, chosen.tolist(), rejected.tolist(), strict=True):
+    names = table["prompt_id"].to_pylist()
+    for name, ours, theirs in zip(names, chosen.tolist(), rejected.tolist(), strict=True):
         if not (ours <= 0 and theirs <= 0):  # NaN fails this too
             raise DataError(f"pair {name}: its reference log-probabilities are {ours}, {theirs}")
     return chosen, rejected

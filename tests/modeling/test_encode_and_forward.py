@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sp2dpo_ray.config import LoraSection, TinySection
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.errors import ConfigError, DataError, TrainingError
-from sp2dpo_ray.modeling.encode import EncodedPair, encode_pairs
+from sp2dpo_ray.modeling.encode import EncodedPair, Encoding, encode_pairs
 from sp2dpo_ray.modeling.forward import check_forward, response_logps
 from sp2dpo_ray.modeling.layout import collate, plan_batches
 from sp2dpo_ray.modeling.student import add_adapter, find_student, load_model, load_tokenizer
@@ -37,7 +38,7 @@ def parts(tiny_student: Any) -> tuple[Any, Any]:
 
 
 def encode(tokenizer: Any, pairs: list[Pair] = PAIRS, longest: int = 512, prompt: int = 256) -> Any:
-    return encode_pairs(pairs, tokenizer, max_length=longest, max_prompt_length=prompt)
+    return encode_pairs(pairs, tokenizer, Encoding(longest, prompt))
 
 
 def test_tokens_are_those_of_the_whole_conversation(parts: tuple[Any, Any]) -> None:
@@ -47,8 +48,8 @@ def test_tokens_are_those_of_the_whole_conversation(parts: tuple[Any, Any]) -> N
             turns = [*item.prompt, {"role": "assistant", "content": response}]
             text = tokenizer.apply_chat_template(turns, tokenize=False)
             whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-            assert encoded.prompt + ids == whole
-            assert ids.count(tokenizer.eos_token_id) == 1  # the turn is closed, once
+            assert [*encoded.prompt, *ids] == whole
+            assert ids.tolist().count(tokenizer.eos_token_id) == 1  # the turn is closed, once
         assert not encoded.truncated
 
 
@@ -57,9 +58,9 @@ def test_truncation_keeps_the_prompts_end_and_the_responses_start(parts: tuple[A
     (full,) = encode(tokenizer, [PAIRS[1]])
     (cut,) = encode(tokenizer, [PAIRS[1]], longest=12, prompt=5)
     assert cut.truncated
-    assert cut.prompt == full.prompt[-5:]
-    assert cut.chosen == full.chosen[:7]
-    assert cut.rejected == full.rejected[:7]
+    assert cut.prompt.tolist() == full.prompt[-5:].tolist()
+    assert cut.chosen.tolist() == full.chosen[:7].tolist()
+    assert cut.rejected.tolist() == full.rejected[:7].tolist()
 
 
 def test_a_tokenizer_without_a_template_is_refused(parts: tuple[Any, Any]) -> None:
@@ -79,7 +80,10 @@ def test_a_template_that_refuses_names_the_pair(tiny_student: Any) -> None:
 
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=30), st.integers(10, 400))
 def test_batches_hold_every_pair_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    encoded = [EncodedPair(str(i), [0], [0] * (n - 1), [0], False) for i, n in enumerate(lengths)]
+    encoded = [
+        EncodedPair(str(i), *(np.zeros(count, np.int32) for count in (1, n - 1, 1)))
+        for i, n in enumerate(lengths)
+    ]
     batches = plan_batches(encoded, range(len(encoded)), budget)
     assert sorted(i for batch in batches for i in batch) == list(range(len(encoded)))
     for batch in batches:
@@ -89,7 +93,7 @@ def test_batches_hold_every_pair_once_within_the_budget(lengths: list[int], budg
 
 def slow_logps(model: Any, encoded: EncodedPair, response: list[int]) -> float:
     """One row by itself, all logits, a sum over the response: nothing clever."""
-    ids = torch.tensor([encoded.prompt + response])
+    ids = torch.tensor([[*encoded.prompt, *response]])
     logps = torch.log_softmax(model(input_ids=ids).logits[0], dim=-1)
     start = len(encoded.prompt)
     return float(sum(logps[t - 1, ids[0, t]] for t in range(start, ids.shape[1])))
@@ -191,3 +195,36 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ConfigError, match=r"holds no \.safetensors file"):
         find_student(str(tmp_path), None)
+
+
+def test_what_happens_to_a_pair_is_noted(parts: tuple[Any, Any]) -> None:
+    tokenizer, _ = parts
+    end = tokenizer.eos_token_id
+    long = PAIRS[1]
+    (whole,) = encode(tokenizer, [long])
+    assert whole.notes == ()
+    (cut,) = encode_pairs([long], tokenizer, Encoding(12, 5))
+    assert set(cut.notes) >= {"prompt_cut", "chosen_cut", "end_lost"}
+    (start,) = encode_pairs([long], tokenizer, Encoding(12, 5, keep_prompt="start"))
+    assert start.prompt.tolist() == whole.prompt[:5].tolist()
+    (closed,) = encode_pairs([long], tokenizer, Encoding(12, 5, keep_end_token=True))
+    assert closed.chosen.tolist() == [*whole.chosen[:6], end]
+    assert "end_lost" not in closed.notes
+    (same,) = encode(tokenizer, [pair("q", "twice", "twice")])
+    assert same.notes == ("alike",)
+
+
+def test_a_boundary_that_shifts_is_noted(parts: tuple[Any, Any]) -> None:
+    tokenizer, _ = parts
+    from copy import deepcopy
+
+    merging = deepcopy(tokenizer)  # the prompt alone ends in a token that the whole never has
+    merging.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}!!{% endif %}"
+    )
+    (shifted,) = encode(merging, [pair("hello", " you", " they")])
+    assert "boundary_shifted" in shifted.notes
+    merging.chat_template = "{{ messages[-1]['role'] }}{{ messages[-1]['content'] }}"
+    with pytest.raises(DataError, match="pair x: its prompt and its responses have no common"):
+        encode(merging, [pair("hello", " you", " they")])

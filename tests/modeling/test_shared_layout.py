@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,12 +25,11 @@ from tests.modeling.architectures import CONFIGS, VOCABULARY, make_model
 def pairs_of(lengths: list[tuple[int, int, int]], seed: int = 0) -> list[EncodedPair]:
     draw = random.Random(seed)
 
-    def tokens(count: int) -> list[int]:
-        return [draw.randrange(3, VOCABULARY) for _ in range(count)]
+    def tokens(count: int) -> np.ndarray:
+        return np.array([draw.randrange(3, VOCABULARY) for _ in range(count)], np.int32)
 
     return [
-        EncodedPair(f"p{i}", tokens(p), tokens(c), tokens(r), False)
-        for i, (p, c, r) in enumerate(lengths)
+        EncodedPair(f"p{i}", tokens(p), tokens(c), tokens(r)) for i, (p, c, r) in enumerate(lengths)
     ]
 
 
@@ -68,10 +68,9 @@ def test_the_plain_layout_is_the_models_own_forward_pass(name: str) -> None:
     batch = collate([pair], [0], 0)
     ours = response_logps(model, batch)
     for row, response in enumerate((pair.chosen, pair.rejected)):
-        logits = model(input_ids=torch.tensor([pair.prompt + response])).logits[0]
-        expected = torch.log_softmax(logits, -1)[
-            torch.arange(len(pair.prompt) - 1, len(pair.prompt) + len(response) - 1), response
-        ].sum()
+        logits = model(input_ids=torch.tensor([[*pair.prompt, *response]])).logits[0]
+        places = torch.arange(len(response)) + len(pair.prompt) - 1
+        expected = torch.log_softmax(logits, -1)[places, response.tolist()].sum()
         assert ours[row].item() == pytest.approx(expected.item(), abs=1e-10)
 
 
@@ -80,7 +79,7 @@ def test_neither_response_sees_the_other_nor_another_pair(name: str) -> None:
     """Changing one response, or a neighbour, changes no other number by a bit."""
     model, pairs = make_model(name), pairs_of(LENGTHS)
     changed = [*pairs[:3], *pairs_of([(20, 2, 17)], seed=5), pairs[4]]
-    changed[0] = EncodedPair("p0", pairs[0].prompt, [5] * 5, pairs[0].rejected, False)
+    changed[0] = replace(pairs[0], chosen=np.full(5, 5, np.int32))
     with attention(model, SHARED), torch.no_grad():
         one, other = (
             response_logps(model, collate(part, list(range(5)), 0, SHARED))

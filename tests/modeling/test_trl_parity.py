@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sp2dpo_ray.core.pairs import Pair
-from sp2dpo_ray.modeling.encode import encode_pairs
+from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
 from sp2dpo_ray.modeling.forward import response_logps
 from sp2dpo_ray.modeling.layout import collate
 from sp2dpo_ray.modeling.student import load_model, load_tokenizer
@@ -56,7 +56,7 @@ def test_losses_equal_trls(
              row["rejected"])
         for row in rows
     ]  # fmt: skip
-    encoded = encode_pairs(pairs, tokenizer, max_length=1024, max_prompt_length=512)
+    encoded = encode_pairs(pairs, tokenizer, Encoding(1024, 512))
     batch = collate(encoded, list(range(len(rows))), tokenizer.pad_token_id)
     with torch.no_grad():
         logps = PairLogps(
@@ -88,9 +88,9 @@ def test_losses_equal_trls(
         ),
     )  # fmt: skip
     for theirs, mine in zip(trainer.train_dataset, encoded, strict=True):
-        assert theirs["prompt_ids"] == mine.prompt
-        assert theirs["chosen_ids"] == mine.chosen
-        assert theirs["rejected_ids"] == mine.rejected
+        assert theirs["prompt_ids"] == mine.prompt.tolist()
+        assert theirs["chosen_ids"] == mine.chosen.tolist()
+        assert theirs["rejected_ids"] == mine.rejected.tolist()
     inputs = trainer.data_collator(list(trainer.train_dataset))
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model.eval(), dict(inputs))

@@ -316,7 +316,8 @@ def margins_of(policy: Any, reference: Any, trainer: Any, rows: list[dict[str, A
 
     encoded = [
         EncodedPair(
-            row["prompt_id"], row["prompt_ids"], row["chosen_ids"], row["rejected_ids"], False
+            row["prompt_id"],
+            *(np.array(row[f"{name}_ids"], np.int32) for name in ("prompt", "chosen", "rejected")),
         )
         for row in rows
     ]

@@ -20,14 +20,17 @@ import torch
 from sp2dpo_ray.config import LoraSection, load_config
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.errors import ConfigError, DataError, TrainingError
-from sp2dpo_ray.modeling.encode import encode_pairs
-from sp2dpo_ray.modeling.forward import response_logps
+from sp2dpo_ray.modeling.attention import attention
+from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
+from sp2dpo_ray.modeling.forward import base_of, response_logps
+from sp2dpo_ray.modeling.layout import PLAIN, SHARED
 from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
 from sp2dpo_ray.stages.train import train
 from sp2dpo_ray.train.loop import steps_of
-from sp2dpo_ray.train.step import METRICS, accumulate, means
+from sp2dpo_ray.train.memory import decide, saved_bytes
+from sp2dpo_ray.train.step import METRICS, Computing, accumulate, loss_form, means, pair_logps
 from sp2dpo_ray.train.task import Pairs
 from tests.processes import hears_interrupts, kill_tree
 
@@ -47,22 +50,24 @@ def material(tiny_student: Any, demo_rows: list[dict[str, Any]]) -> tuple[Any, P
              row["rejected"])
         for row in demo_rows[:12]
     ]  # fmt: skip
-    encoded = encode_pairs(pairs, tokenizer, max_length=256, max_prompt_length=128)
+    encoded = encode_pairs(pairs, tokenizer, Encoding(256, 128))
     reference = torch.linspace(-200, -100, 12, dtype=torch.float64)
     beta = torch.linspace(0.03, 0.3, 12, dtype=torch.float64)
     return model, Pairs(encoded, reference, reference.flip(0), beta), tokenizer.pad_token_id
 
 
 def gradient(
-    model: Any, pairs: Pairs, shares: list[list[int]], tokens: int, pad_id: int
-) -> tuple[torch.Tensor, dict[str, float]]:
+    model: Any, pairs: Pairs, shares: list[list[int]], tokens: int, pad_id: int,
+    layout: str = PLAIN,
+) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
     """The gradient of one step whose pairs are spread over workers as `shares` says."""
+    how = Computing(pad_id, torch.device("cpu"), tokens, layout, 1 << 20)
     model.zero_grad()
     sums = torch.zeros(len(METRICS), dtype=torch.float64)
     for mine in shares:
         sums += accumulate(
-            model, pairs, mine, global_pairs=sum(map(len, shares)), tokens_per_batch=tokens,
-            pad_id=pad_id, device=torch.device("cpu"),
+            model, pairs, mine, global_pairs=sum(map(len, shares)), how=how,
+            loss_of=loss_form("logistic", 0.0),
         )  # fmt: skip
     flat = torch.cat([weight.grad.flatten() for weight in trainable(model)])
     return flat, means(sums)
@@ -84,6 +89,59 @@ def test_the_gradient_does_not_depend_on_workers_or_micro_batches(
         other, others = gradient(model, pairs, shares, tokens, pad_id)
         assert (other - whole).abs().max() <= 1e-10 * whole.abs().max()
         assert others == pytest.approx(figures, rel=1e-10)
+
+
+def test_the_shared_layout_gives_the_same_gradient_in_any_cut(
+    material: tuple[Any, Pairs, int],
+) -> None:
+    model, pairs, pad_id = material
+    everyone = list(range(12))
+    plain, figures = gradient(model, pairs, [everyone], 10**6, pad_id)
+    with attention(base_of(model), SHARED):
+        for shares, tokens in (([everyone], 10**6), ([everyone[0::2], everyone[1::2]], 300)):
+            shared, others = gradient(model, pairs, shares, tokens, pad_id, SHARED)
+            # the architecture's norms compute in float32 whatever the weights are
+            assert (shared - plain).abs().max() <= 1e-6 * plain.abs().max()
+            assert others == pytest.approx(figures, rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", [SHARED, PLAIN])
+def test_checkpointed_activations_change_no_bit(
+    material: tuple[Any, Pairs, int], layout: str
+) -> None:
+    model, pairs, pad_id = material
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    model.train()
+    found, kept = [], []
+    how = Computing(pad_id, torch.device("cpu"), 10**6, layout, 1 << 20)
+    with attention(base_of(model), layout):
+        for setting in ("off", "on"):
+            assert decide(setting, None, model, how.device).on is (setting == "on")
+            torch.manual_seed(0)
+            found.append(gradient(model, pairs, [[0, 5, 7]], 400, pad_id, layout)[0])
+            kept.append(saved_bytes(lambda: pair_logps(model, pairs, [0, 5, 7], how)))
+    assert torch.equal(*found)
+    assert kept[1] < kept[0] / 2
+
+
+def test_memory_decides_about_checkpointing(
+    material: tuple[Any, Pairs, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, pairs, pad_id = material
+    how = Computing(pad_id, torch.device("cpu"), 10**6, PLAIN, 1 << 20)
+
+    def forward() -> Any:
+        return pair_logps(model.train(), pairs, [0, 1], how)
+
+    needed = saved_bytes(forward)
+    for free, expected in ((2 * needed, False), (needed, True)):
+        monkeypatch.setattr("sp2dpo_ray.train.memory.free_bytes", lambda device, free=free: free)
+        random_state = torch.get_rng_state()
+        decision = decide("auto", forward, model, how.device)
+        assert (decision.on, decision.free) == (expected, free)
+        assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_the_gradient_is_that_of_eq_5(material: tuple[Any, Pairs, int]) -> None:
