@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def main() -> None:
 
         seconds = middle("reference"), middle("training")
         print(f"| {name} | {seconds[0]:.1f} | {seconds[1]:.1f} | {sum(seconds):.1f} "
-              f"| {middle('tokens'):,.0f} | {middle('mb'):,.0f} | {rows[0]['first']:.5f} "
+              f"| {middle('tokens') or nan:,.0f} | {middle('mb'):,.0f} | {rows[0]['first']:.5f} "
               f"| {rows[0]['loss']:.5f} |")  # fmt: skip
 
 
@@ -117,7 +118,8 @@ def engine(pairs: list[Any], student: Path, **switches: Any) -> dict[str, Any]:
         load_tokenizer,
         trainable,
     )
-    from sp2dpo_ray.train.step import Computing, accumulate, loss_form, means
+    from sp2dpo_ray.train.metrics import means
+    from sp2dpo_ray.train.step import Computing, accumulate, loss_form
     from sp2dpo_ray.train.task import Pairs
 
     layout = switches.get("layout", "shared")

@@ -48,7 +48,7 @@ def pair_attention(
         few, many = q.shape[2], k.shape[2]
         window = sliding_window if sliding_window and sliding_window < many else None
         whole = few == many and window is None
-        mask = None if whole else _mask(few, many, window, q.device)
+        mask = None if whole else _mask(few, many, window, q.dtype, q.device)
         return F.scaled_dot_product_attention(
             q, k, v, mask, dropout, is_causal=whole, scale=scaling, enable_gqa=grouped
         )
@@ -66,12 +66,18 @@ def pair_attention(
 
 
 @lru_cache(maxsize=16)
-def _mask(few: int, many: int, window: int | None, device: torch.device) -> Tensor:
-    """True where the last `few` of `many` tokens may look: back, and no further than the window."""
-    row = torch.arange(many - few, many, device=device)[:, None]
-    column = torch.arange(many, device=device)
-    seen = column <= row
-    return seen if window is None else seen & (column > row - window)
+def _mask(
+    few: int, many: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """0 where the last `few` of `many` tokens may look, back and no further than the window, and
+    -inf elsewhere: what attention would make of a mask of truths in every layer again."""
+    with torch.inference_mode(False):  # it is kept, and may serve a training step later
+        row = torch.arange(many - few, many, device=device)[:, None]
+        column = torch.arange(many, device=device)
+        seen = column <= row
+        if window is not None:
+            seen &= column > row - window
+        return torch.zeros(few, many, dtype=dtype, device=device).masked_fill_(~seen, -torch.inf)
 
 
 # a name of its own, and no mask function under it: transformers then builds no T x T mask

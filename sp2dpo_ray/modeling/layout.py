@@ -79,6 +79,11 @@ def row_tokens(pair: EncodedPair, layout: str) -> int:
     return 2 * pair.longest_row
 
 
+def two_row_tokens(pair: EncodedPair) -> int:
+    """Tokens of a pair in two rows without padding: what other trainers count."""
+    return 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+
+
 def plan_batches(
     encoded: Sequence[EncodedPair],
     order: Sequence[int],

@@ -144,11 +144,14 @@ def _write_betas(run: Run, arm: Arm, folder: Path) -> int:
 
 def _training_figures(path: Path) -> Summary:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    seconds, tokens = (sum(row[name] for row in rows) for name in ("seconds", "tokens"))
+    seconds, tokens, computed = (
+        sum(row[name] for row in rows) for name in ("seconds", "tokens", "computed_tokens")
+    )
     pairs = sum(row["pairs"] for row in rows)
     return {
         "steps": rows[-1]["steps"],
         "tokens": int(tokens),
+        "computed_tokens": int(computed),
         "step_seconds": seconds,
         "tokens_per_second": tokens / seconds,
         "loss": sum(row["loss"] * row["pairs"] for row in rows) / pairs,

@@ -6,6 +6,7 @@ the stage's key, so an interrupted training resumes, and a changed one never doe
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Callable
@@ -16,12 +17,14 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from sp2dpo_ray.console import say
 from sp2dpo_ray.core.files import METRICS_LINES
-from sp2dpo_ray.errors import ConfigError, Sp2dpoError, TrainingError
+from sp2dpo_ray.errors import ConfigError, Sp2dpoError, Stopped, TrainingError
 from sp2dpo_ray.train.loop import train_worker
 from sp2dpo_ray.train.task import TrainTask
 
 WATCH_EVERY_S = 0.5
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def train_arm(task: TrainTask, key: str, *, progress: Callable[[int, int, str], None]) -> None:
@@ -49,7 +52,14 @@ def train_arm(task: TrainTask, key: str, *, progress: Callable[[int, int, str], 
     try:
         _fit(trainer, task.output / METRICS_LINES, progress)
     except TrainingFailedError as error:
-        raise TrainingError(f"arm training in {task.output} failed: {_cause(error)}") from error
+        cause = _cause(error)
+        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+            raise Stopped(
+                f"no disk space left while training in {task.output}: {cause}. Make room; the same "
+                "command goes on from the last checkpoint"
+            ) from error
+        words = str(cause) if isinstance(cause, Sp2dpoError) else f"{type(cause).__name__}: {cause}"
+        raise TrainingError(f"arm training in {task.output} failed: {words}") from error
 
 
 def _fit(trainer: TorchTrainer, metrics: Path, progress: Callable[[int, int, str], None]) -> None:
@@ -73,8 +83,10 @@ def _fit(trainer: TorchTrainer, metrics: Path, progress: Callable[[int, int, str
         thread.join(WATCH_EVERY_S)
         lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         if len(lines) != seen and lines and lines[-1].endswith("}"):
-            seen = len(lines)
-            row = json.loads(lines[-1])
+            rows = [json.loads(line) for line in lines[seen:] or lines[-1:]]
+            seen, row = len(lines), rows[-1]
+            for note in (row["note"] for row in rows if "note" in row):
+                say(f"train: {note}")
             progress(row["step"], row["steps"], f"loss {row['loss']:.4f}")
     if failures:
         raise failures[0]
@@ -92,10 +104,10 @@ def _check_room(workers: int, per_worker: dict[str, float]) -> None:
             )
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException) -> BaseException:
     """The error of the worker that failed first, without Ray's wrappings."""
     failures = getattr(error, "worker_failures", None) or {}
     inner: BaseException = failures[min(failures)] if failures else error
     while (deeper := getattr(inner, "_base_exc", None) or inner.__cause__) is not None:
         inner = deeper
-    return str(inner) if isinstance(inner, Sp2dpoError) else f"{type(inner).__name__}: {inner}"
+    return inner

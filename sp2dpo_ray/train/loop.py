@@ -8,7 +8,6 @@ workers; a run that was interrupted goes on where its last checkpoint was taken.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -28,14 +27,14 @@ from sp2dpo_ray.core.files import HELD_OUT, METRICS_LINES
 from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
 from sp2dpo_ray.train.checkpoint import restore_state, saved_state
 from sp2dpo_ray.train.memory import decide
+from sp2dpo_ray.train.metrics import MetricsLog, beta_percentiles, means, new_sums
 from sp2dpo_ray.train.step import (
     Computing,
     accumulate,
     loss_form,
-    means,
-    new_sums,
     pair_logps,
-    reduce_over_workers,
+    reduce_gradients,
+    reduce_sums,
 )
 from sp2dpo_ray.train.task import (
     Pairs,
@@ -67,10 +66,10 @@ def train_worker(config: dict[str, Any]) -> None:
     scheduler = get_cosine_schedule_with_warmup(
         optimizer, round(options.warmup_ratio * len(plan)), len(plan)
     )
-    done = 0
+    done, note = 0, ""
     if checkpoint := ray.train.get_checkpoint():
-        done = restore_state(checkpoint, model, optimizer, scheduler)
-    log = _MetricsFile(task.output / METRICS_LINES, done) if rank == 0 else None
+        done, note = restore_state(checkpoint, model, optimizer, scheduler)
+    log = MetricsLog(task.output / METRICS_LINES, done) if rank == 0 else None
 
     model.train()
     largest = how.batches(pairs, range(len(pairs)))[0]
@@ -80,11 +79,11 @@ def train_worker(config: dict[str, Any]) -> None:
         model,
         device,
     )
-    window, clock = new_sums(), time.perf_counter()
+    window, seen, clock = new_sums(device), [], time.perf_counter()
     for step in range(done + 1, len(plan) + 1):
         torch.manual_seed(hash_seed(options.seed, step, rank))  # LoRA dropout
         everyone = plan[step - 1]
-        sums = accumulate(
+        window += accumulate(
             model,
             pairs,
             everyone[rank::world],
@@ -92,7 +91,8 @@ def train_worker(config: dict[str, Any]) -> None:
             how=how,
             loss_of=loss_of,
         )
-        window += reduce_over_workers(parameters, sums)
+        seen += everyone
+        reduce_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(
             parameters, options.max_grad_norm, error_if_nonfinite=True
         )
@@ -104,17 +104,28 @@ def train_worker(config: dict[str, Any]) -> None:
         # logged at every checkpoint too, so that a resumed run begins with an empty window
         if saves or step % options.log_steps == 0:
             now = time.perf_counter()
-            metrics = {"step": step, "steps": len(plan), **means(window), "grad_norm": float(norm),
-                       "learning_rate": rate, "seconds": now - clock}  # fmt: skip
+            metrics = {
+                "step": step,
+                "steps": len(plan),
+                **means(reduce_sums(window)),
+                **beta_percentiles(pairs.beta[seen]),
+                "grad_norm": float(norm),
+                "learning_rate": rate,
+                "seconds": now - clock,
+                **({"note": note} if note else {}),
+            }
+            note = ""
             if log:
                 log.write(metrics)
-            window, clock = new_sums(), now
+            window, seen, clock = new_sums(device), [], now
         if saves:
             state = saved_state(model, optimizer, scheduler, step) if rank == 0 else _none()
             with state as checkpoint:
                 ray.train.report(metrics, checkpoint=checkpoint)
             clock = time.perf_counter()  # the checkpoint's time is not the steps'
 
+    if log:
+        log.close()
     _score_held_out(model, task, how, rank, world)
     if rank == 0:
         _export(model, tokenizer, task.output)
@@ -152,25 +163,6 @@ def hash_seed(*parts: int) -> int:
 @contextlib.contextmanager
 def _none() -> Iterator[None]:
     yield None
-
-
-class _MetricsFile:
-    """metrics.jsonl: one line a logged step; lines after the restored step are dropped."""
-
-    def __init__(self, path: Path, done: int) -> None:
-        kept = []
-        if done and path.exists():
-            kept = [
-                line
-                for line in path.read_text(encoding="utf-8").splitlines()
-                if json.loads(line)["step"] <= done
-            ]
-        self._path = path
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-    def write(self, row: dict[str, float]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 @torch.no_grad()

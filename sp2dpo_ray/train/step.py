@@ -17,26 +17,10 @@ from torch import Tensor
 
 from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.modeling.forward import response_logps
-from sp2dpo_ray.modeling.layout import collate, plan_batches
+from sp2dpo_ray.modeling.layout import SHARED, collate, plan_batches, row_tokens, two_row_tokens
 from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps
+from sp2dpo_ray.train.metrics import new_sums, pair_sums
 from sp2dpo_ray.train.task import Pairs
-
-# what is summed over the pairs of a step, under the names that DPO trainers share; margins and
-# rewards: `logratio` is in nats, `rewards` is scaled by the pair's beta
-METRICS = (
-    "loss",
-    "logratio/margins",
-    "rewards/accuracies",
-    "rewards/margins",
-    "rewards/chosen",
-    "rewards/rejected",
-    "logps/chosen",
-    "logps/rejected",
-    "beta",
-    "pairs",
-    "tokens",
-)
-
 
 LossOf = Callable[[PairLogps, Tensor], Tensor]
 
@@ -61,6 +45,11 @@ class Computing:
         """The pairs named in `order`, in batches within the token budget."""
         return plan_batches(pairs.encoded, order, self.tokens_per_batch, self.layout)
 
+    def computed_tokens(self, pairs: Pairs, index: list[int]) -> int:
+        """Tokens that a batch of these pairs computes, padding included."""
+        sizes = [row_tokens(pairs.encoded[i], self.layout) for i in index]
+        return sum(sizes) if self.layout == SHARED else len(sizes) * max(sizes)
+
 
 def pair_logps(model: Any, pairs: Pairs, index: list[int], how: Computing) -> PairLogps:
     """Policy and reference log-probabilities of the pairs at `index`; each (len(index),)."""
@@ -73,11 +62,6 @@ def pair_logps(model: Any, pairs: Pairs, index: list[int], how: Computing) -> Pa
         pairs.ref_rejected[index].to(how.device),
         *torch.bincount(batch.row_M, minlength=batch.num_rows).view(2, -1),
     )
-
-
-def new_sums() -> Tensor:
-    """Zeros in METRICS' order; (len(METRICS),) float64."""
-    return torch.zeros(len(METRICS), dtype=torch.float64)
 
 
 def accumulate(
@@ -93,13 +77,31 @@ def accumulate(
 
     Raises TrainingError with the pairs' ids when a loss is not finite.
     """
-    sums = new_sums()
+    sums = new_sums(how.device)
+    finite = torch.ones((), dtype=torch.bool, device=how.device)
+    done = []
     for index in how.batches(pairs, mine):
         logps = pair_logps(model, pairs, index, how)
         beta = pairs.beta[index].to(how.device)
-        margin = logps.margin
         losses = loss_of(logps, beta)
+        (losses.sum() / global_pairs).backward()
+        done.append((index, logps.margin.detach(), losses.detach()))
         # an infinite margin may have a loss of 0 and still spoil every weight
+        finite &= torch.isfinite(logps.margin + losses).all()
+        sums += pair_sums(
+            losses.detach(),
+            logps,
+            beta,
+            tokens=sum(two_row_tokens(pairs.encoded[i]) for i in index),
+            computed_tokens=how.computed_tokens(pairs, index),
+        )
+    if not bool(finite):  # looked at once a step: a look at every batch would keep a GPU waiting
+        _refuse(pairs, done)
+    return sums
+
+
+def _refuse(pairs: Pairs, done: list[tuple[list[int], Tensor, Tensor]]) -> None:
+    for index, margin, losses in done:
         if not bool(torch.isfinite(margin + losses).all()):
             ids = [pairs.encoded[i].prompt_id for i in index]
             raise TrainingError(
@@ -107,41 +109,12 @@ def accumulate(
                 f"{losses.tolist()}; its pairs are {ids}. Lower train.learning_rate, or look at "
                 "these pairs"
             )
-        (losses.sum() / global_pairs).backward()
-        sums += _sums(losses.detach(), logps, beta, pairs, index)
-    return sums
 
 
-@torch.no_grad()
-def _sums(losses: Tensor, logps: PairLogps, beta: Tensor, pairs: Pairs, index: list[int]) -> Tensor:
-    margin = logps.margin
-    reward_chosen = beta * (logps.chosen - logps.ref_chosen)
-    reward_rejected = beta * (logps.rejected - logps.ref_rejected)
-    columns = (
-        losses,
-        margin,
-        (margin > 0).float(),
-        reward_chosen - reward_rejected,
-        reward_chosen,
-        reward_rejected,
-        logps.chosen,
-        logps.rejected,
-        beta,
-    )
-    tokens = sum(
-        2 * len(pairs.encoded[i].prompt)
-        + len(pairs.encoded[i].chosen)
-        + len(pairs.encoded[i].rejected)
-        for i in index
-    )
-    counts = torch.tensor([len(index), tokens], dtype=torch.float64)
-    return torch.cat([torch.stack([column.double().sum().cpu() for column in columns]), counts])
-
-
-def reduce_over_workers(parameters: list[torch.nn.Parameter], sums: Tensor) -> Tensor:
-    """Add gradients and metric sums of all workers, in place and in one message each."""
+def reduce_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Add the gradients of all workers, in place and in one message."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return sums
+        return
     for parameter in parameters:
         if parameter.grad is None:  # a worker without pairs in the last step still takes part
             parameter.grad = torch.zeros_like(parameter)
@@ -151,14 +124,10 @@ def reduce_over_workers(parameters: list[torch.nn.Parameter], sums: Tensor) -> T
     for parameter in parameters:
         parameter.grad.copy_(flat[offset : offset + parameter.numel()].view_as(parameter))
         offset += parameter.numel()
-    moved = sums.to(flat.device)
-    dist.all_reduce(moved)
-    return moved.cpu()
 
 
-def means(sums: Tensor) -> dict[str, float]:
-    """Metric sums of a step as means over its pairs; counts stay counts."""
-    named = dict(zip(METRICS, sums.tolist(), strict=True))
-    pairs = max(named["pairs"], 1.0)
-    counts = {"pairs", "tokens"}
-    return {name: value if name in counts else value / pairs for name, value in named.items()}
+def reduce_sums(sums: Tensor) -> Tensor:
+    """Metric sums of all workers, on the CPU; one message an interval."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(sums)
+    return sums.cpu()

@@ -122,6 +122,13 @@ def test_batches_hold_every_pair_once_within_the_budget(
             assert made.ids_RT.numel() == sum(row_tokens(pairs[i], SHARED) for i in index)
 
 
+def test_what_an_inference_pass_leaves_behind_serves_training() -> None:
+    model, pairs = make_model("llama"), pairs_of([(7, 3, 11)])
+    with torch.inference_mode(), attention(model, SHARED):
+        response_logps(model, collate(pairs, [0], 0, SHARED))
+    logps_and_gradients(model, pairs, SHARED)
+
+
 def test_a_batch_for_the_other_attention_is_refused() -> None:
     model, pairs = make_model("llama"), pairs_of(LENGTHS)
     with pytest.raises(ValueError, match="the batch does not agree"):

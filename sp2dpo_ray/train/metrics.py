@@ -1,0 +1,113 @@
+"""What is measured while training: sums over pairs, and where they are written.
+
+In: losses and log-probabilities of batches. Out: lines of metrics.jsonl and TensorBoard events.
+Invariant: a pair counts once in a mean, whatever the batches were; lines after a restored step are
+dropped, so that a resumed run's log is that of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from sp2dpo_ray.objectives.pair_loss import PairLogps
+
+# what is summed over the pairs of a step, under the names that DPO trainers share; margins and
+# rewards: `logratio` is in nats, `rewards` is scaled by the pair's beta
+METRICS = (
+    "loss",
+    "logratio/margins",
+    "logratio/chosen",
+    "logratio/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "rewards/chosen",
+    "rewards/rejected",
+    "logps/chosen",
+    "logps/rejected",
+    "beta",
+    "pairs",
+    "tokens",
+    "computed_tokens",
+    "response_tokens",
+)
+# these stay sums; `tokens` counts a prompt for each of its responses, as two rows would
+COUNTS = frozenset({"pairs", "tokens", "computed_tokens", "response_tokens"})
+BETA_PERCENTILES = (10, 50, 90)
+TENSORBOARD = "tensorboard"
+
+
+def new_sums(device: torch.device | None = None) -> Tensor:
+    """Zeros in METRICS' order; (len(METRICS),) float64."""
+    return torch.zeros(len(METRICS), dtype=torch.float64, device=device)
+
+
+@torch.no_grad()
+def pair_sums(
+    losses_B: Tensor, logps: PairLogps, beta_B: Tensor, *, tokens: int, computed_tokens: int
+) -> Tensor:
+    """Sums of a batch in METRICS' order, on its device: reading them is the caller's pause."""
+    chosen, rejected = logps.chosen_ratio, logps.rejected_ratio
+    columns = (
+        losses_B,
+        logps.margin,
+        chosen,
+        rejected,
+        (logps.margin > 0).float(),
+        beta_B * (chosen - rejected),
+        beta_B * chosen,
+        beta_B * rejected,
+        logps.chosen,
+        logps.rejected,
+        beta_B,
+        torch.ones_like(losses_B),
+    )
+    sums = torch.stack([column.double().sum() for column in columns])
+    responses = (logps.chosen_tokens + logps.rejected_tokens).sum().double()
+    counts = torch.tensor([tokens, computed_tokens], dtype=torch.float64, device=sums.device)
+    return torch.cat([sums, counts, responses[None]])
+
+
+def means(sums: Tensor) -> dict[str, float]:
+    """Metric sums as means over their pairs; counts stay counts."""
+    named = dict(zip(METRICS, sums.tolist(), strict=True))
+    pairs = max(named["pairs"], 1.0)
+    return {name: value if name in COUNTS else value / pairs for name, value in named.items()}
+
+
+def beta_percentiles(beta_B: Tensor) -> dict[str, float]:
+    """The spread of the betas of all workers' pairs."""
+    shares = torch.tensor([share / 100 for share in BETA_PERCENTILES], dtype=beta_B.dtype)
+    values = torch.quantile(beta_B, shares).tolist()
+    return {f"beta/p{n}": value for n, value in zip(BETA_PERCENTILES, values, strict=True)}
+
+
+class MetricsLog:
+    """metrics.jsonl, one line a logged step, and the same for TensorBoard."""
+
+    def __init__(self, path: Path, done: int) -> None:
+        kept = []
+        if done and path.exists():
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if json.loads(line)["step"] <= done
+            ]
+        self._path = path
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._board = SummaryWriter(str(path.parent / TENSORBOARD), purge_step=done + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name not in ("step", "steps", "note"):
+                self._board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self._board.close()
