@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.modeling.layout import PLAIN, SHARED, Segment
 
 PAIRS = "sp2dpo_pairs"  # its name among the implementations that transformers knows
@@ -29,7 +30,7 @@ def pair_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    segments: tuple[Segment, ...],
+    segments: tuple[Segment, ...] | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -40,8 +41,16 @@ def pair_attention(
     The chosen branch is plain causal attention over [prompt | chosen]; the rejected response asks
     [prompt | rejected]. sliding_window: how many tokens back a layer may look, itself included.
     """
+    if segments is None:
+        raise TrainingError(
+            f"student.model: {type(module).__name__} is not told where the pairs of a row lie; "
+            "set train.layout: plain for this architecture"
+        )
     if other.get("softcap") is not None or other.get("s_aux") is not None:
-        raise NotImplementedError(f"{type(module).__name__}: softcap or sinks in attention")
+        raise TrainingError(
+            f"student.model: {type(module).__name__} has a softcap or sinks in its attention; "
+            "set train.layout: plain for this architecture"
+        )
     grouped = query.shape[1] != key.shape[1]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

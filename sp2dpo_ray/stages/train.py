@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from sp2dpo_ray.core.arms import Arm, parse_arm
 from sp2dpo_ray.core.artifact import MANIFEST, Provenance, read_manifest, seal
 from sp2dpo_ray.core.files import (
     BETAS,
-    EVAL_DIAGNOSTICS,
+    EVAL,
     EVAL_PAIRS,
     HELD_OUT,
     METRICS_LINES,
     TRAIN,
 )
+from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
 from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.evaluate.compare import group_scores
@@ -160,26 +162,45 @@ def _training_figures(path: Path) -> Summary:
 
 
 def _held_out_figures(run: Run, folder: Path) -> dict[str, Any]:
-    """Join categories and sources to the workers' margins; scores in total and by group."""
+    """Join the panel's view of the held-out pairs to the workers' margins; scores in total, by
+    category and by the schedule's beta."""
     table = pq.read_table(folder / HELD_OUT)
     ids = table["prompt_id"].to_pylist()
-    categories = _categories(run)
-    groups = [categories.get(name, UNKNOWN) for name in ids]
-    pq.write_table(
-        table.append_column("category", pa.array(groups, pa.string())), folder / EVAL_PAIRS
-    )
+    seen = _seen_by_panel(run)
+    categories = [seen[name][0] if name in seen else UNKNOWN for name in ids]
+    beta = np.array([seen[name][1] if name in seen else np.nan for name in ids])
+    for name, values in (
+        ("category", pa.array(categories, pa.string())),
+        ("schedule_beta", pa.array(beta, pa.float64(), from_pandas=True)),
+    ):
+        table = table.append_column(name, values)
+    pq.write_table(table, folder / EVAL_PAIRS)
     (folder / HELD_OUT).unlink()
     if not ids:
         return {"pairs": 0}
     margin = table["margin"].to_numpy().astype(np.float64)
-    scores = group_scores(margin, groups)
-    return scores.pop("all") | {"by_category": scores}
+    scores = group_scores(margin, categories)
+    bins = group_scores(margin, quarters(beta))
+    return scores.pop("all") | {
+        "by_category": scores,
+        "by_beta": {name: row for name, row in bins.items() if name not in ("all", UNKNOWN)},
+    }
 
 
-def _categories(run: Run) -> dict[str, str]:
-    """The panel's category of each held-out pair, where the panel was asked about them."""
-    path = run.path("schedule", EVAL_DIAGNOSTICS)
-    if not path.exists():
+def quarters(beta: np.ndarray) -> list[str]:
+    """For each pair the quarter of the betas that it lies in, by its bounds; ties stay together."""
+    known = beta[~np.isnan(beta)]
+    if not len(known):
+        return [UNKNOWN] * len(beta)
+    edges = np.unique(np.quantile(known, (0, 0.25, 0.5, 0.75, 1)))
+    place = np.clip(np.searchsorted(edges, beta, side="right") - 1, 0, max(len(edges) - 2, 0))
+    names = [f"{low:.3f} to {high:.3f}" for low, high in pairwise(edges)] or [f"{edges[0]:.3f}"]
+    return [UNKNOWN if np.isnan(b) else names[k] for b, k in zip(beta, place, strict=True)]
+
+
+def _seen_by_panel(run: Run) -> dict[str, tuple[str, float]]:
+    """Category and default beta of each held-out pair that the panel was asked about."""
+    if not read_manifest(run.path("schedule")):
         return {}
-    table = pq.read_table(path, columns=["prompt_id", "category"])
-    return dict(zip(table["prompt_id"].to_pylist(), table["category"].to_pylist(), strict=True))
+    table = read_columns(run.path("schedule"), ["category", DEFAULT_BETA], split=EVAL)
+    return {row["prompt_id"]: (row["category"], row[DEFAULT_BETA]) for row in table.to_pylist()}

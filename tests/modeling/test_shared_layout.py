@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sp2dpo_ray.errors import TrainingError
-from sp2dpo_ray.modeling.attention import attention
+from sp2dpo_ray.modeling.attention import attention, pair_attention
 from sp2dpo_ray.modeling.encode import EncodedPair
 from sp2dpo_ray.modeling.forward import check_forward, response_logps
 from sp2dpo_ray.modeling.head import head_logps
@@ -127,6 +127,15 @@ def test_what_an_inference_pass_leaves_behind_serves_training() -> None:
     with torch.inference_mode(), attention(model, SHARED):
         response_logps(model, collate(pairs, [0], 0, SHARED))
     logps_and_gradients(model, pairs, SHARED)
+
+
+def test_attention_that_cannot_be_shared_is_refused_by_name() -> None:
+    model = make_model("llama")
+    with attention(model, SHARED), pytest.raises(TrainingError, match="LlamaAttention is not told"):
+        model(input_ids=torch.tensor([[3, 4, 5]]))
+    heads = torch.zeros(1, 4, 3, 8)
+    with pytest.raises(TrainingError, match="softcap or sinks"):
+        pair_attention(model, heads, heads, heads, None, segments=(), softcap=30.0)
 
 
 def test_a_batch_for_the_other_attention_is_refused() -> None:

@@ -27,7 +27,7 @@ from sp2dpo_ray.modeling.layout import PLAIN, SHARED
 from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
-from sp2dpo_ray.stages.train import train
+from sp2dpo_ray.stages.train import quarters, train
 from sp2dpo_ray.train.loop import steps_of
 from sp2dpo_ray.train.memory import decide, saved_bytes
 from sp2dpo_ray.train.metrics import METRICS, means
@@ -180,6 +180,16 @@ def test_a_loss_that_is_not_finite_names_its_pairs(material: tuple[Any, Pairs, i
         gradient(model, broken, [[3]], 10**6, pad_id)
 
 
+def test_quarters_of_beta_hold_ties_together() -> None:
+    beta = np.array([0.03, 0.1, 0.2, 0.3, np.nan, 0.15])
+    assert quarters(beta) == ["0.030 to 0.100", "0.100 to 0.150", "0.200 to 0.300",
+                              "0.200 to 0.300", "unknown", "0.150 to 0.200"]  # fmt: skip
+    assert quarters(np.full(3, 0.1)) == ["0.100"] * 3
+    assert quarters(np.full(2, np.nan)) == ["unknown"] * 2
+    half = np.array([0.03] * 6 + [0.3] * 2)
+    assert len(set(quarters(half)[:6])) == 1
+
+
 def test_data_order_is_a_function_of_the_seed() -> None:
     plan = steps_of(10, 4, 2, seed=0)
     assert [len(step) for step in plan] == [4, 4, 2, 4, 4, 2]
@@ -224,7 +234,8 @@ def test_an_arm_from_end_to_end(ray_cluster: None, demo_config: Path) -> None:
     margin = held_out["margin"].to_numpy()
     assert summary["eval"]["accuracy"] == pytest.approx((margin > 0).mean())
     assert summary["eval"]["margin"] == pytest.approx(margin.mean())
-    assert sum(group["pairs"] for group in summary["eval"]["by_category"].values()) == 12
+    for groups in ("by_category", "by_beta"):
+        assert sum(group["pairs"] for group in summary["eval"][groups].values()) == 12
 
     # adapter and merged model are the same policy, and the one that was scored
     from peft import PeftModel
