@@ -1,12 +1,12 @@
 """The training step alone on one GPU, without Ray: this engine against TRL's DPOTrainer.
 
 Run as: python benchmarks/gpu_step.py [--pairs 256] [--shape qwen3-4b|tiny] [--only NAME ...]
-Random weights of the shape of Qwen3-4B (36 layers x 2560, 151,936 tokens), LoRA r 16 with dropout 0.05,
-bf16, max_length 2048; made-up tokens with lengths drawn like UltraFeedback's (prompts of about 160
-tokens, responses of about 250, log-normal). Prints tokens a second, two rows a pair being counted
-for everybody, peak memory, and the card's measured rate of bf16 matrix products with the share of
-it that each contestant's arithmetic reaches. Where there is no GPU it says so and measures nothing,
-unless --shape tiny asks for a run that only shows that the script works.
+Random weights of the shape of Qwen3-4B (36 layers x 2560, 151,936 tokens), LoRA r 16 with dropout
+0.05, bf16, max_length 2048; made-up tokens with lengths drawn like UltraFeedback's (prompts of
+about 160 tokens, responses of about 250, log-normal). Prints tokens a second, two rows a pair being
+counted for everybody, peak memory, and the card's measured rate of bf16 matrix products with the
+share of it that each contestant's arithmetic reaches. Where there is no GPU it says so and measures
+nothing, unless --shape tiny asks for a run that only shows that the script works.
 """
 
 from __future__ import annotations

@@ -171,9 +171,9 @@ def test_an_arm_of_another_schedule_is_not_compared(
 
     run = Run(load_config(str(demo_config)))
 
-    def make(place: str, content: str, inputs: dict[str, str]) -> str:
+    def make(place: str, content: str, inputs: dict[str, str], settings: Any = None) -> str:
         run.path(place).parent.mkdir(parents=True, exist_ok=True)
-        with publish(run.path(place), Provenance(place, "k", "l", inputs)) as draft:
+        with publish(run.path(place), Provenance(place, "k", "l", inputs, settings)) as draft:
             (draft.path / "content").write_text(content)
             draft.summary["arm"] = place
         return open_artifact(run.path(place)).digest
@@ -183,6 +183,13 @@ def test_an_arm_of_another_schedule_is_not_compared(
     make("train/dpo-0.1", "b", {"prepare": inputs["prepare"]})  # before there was a schedule
     assert list(_trained_arms(run)) == ["jmamp"]
     assert "arm dpo:0.1 is left out" in capsys.readouterr().err
+    other = Run(load_config(str(demo_config), ("train.learning_rate=0.5", "train.arm=random")))
+    make("train/random", "c", inputs, other.config.training)
+    assert list(_trained_arms(other)) == ["jmamp", "random"]
+    mixed = Run(load_config(str(demo_config), ("train.arm=random",)))
+    assert list(_trained_arms(mixed)) == ["jmamp"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "arm random is left out: it was trained with another train.learning_rate" in said
     make("schedule", "another", {})
     assert _trained_arms(run) == {}
 

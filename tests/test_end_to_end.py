@@ -86,6 +86,22 @@ def test_a_submitted_job_leaves_every_artifact(ray_head: str, demo_config: Path)
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_ray_that_somebody_else_started_is_left_alone(ray_head: str, demo_config: Path) -> None:
+    with socket.socket() as probe:
+        deadline = time.monotonic() + 60
+        while probe.connect_ex(("127.0.0.1", int(ray_head.rpartition(":")[2]))):
+            assert time.monotonic() < deadline, "the head did not start"
+            time.sleep(0.5)
+    for stage in ("prepare", "annotate"):
+        done = subprocess.run(
+            [str(BIN / "sp2dpo"), stage, str(demo_config)], capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.browser
 def test_real_pairs_end_with_a_schedule_three_arms_and_a_page(
     real_data: Path, tmp_path: Path

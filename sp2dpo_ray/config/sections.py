@@ -27,6 +27,10 @@ from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import ConfigError
 
+# what of `train` says where and how safely to compute, not what
+NOT_THE_RESULT = frozenset(
+    {"arm", "keep", "max_failures", "save_steps", "log_steps", "gradient_checkpointing"}
+)
 NOT_THE_PROCESS = frozenset({"run", "cluster", "audit", "export"})
 
 
@@ -236,6 +240,14 @@ class Config(Section):
                 "mapping.categories, mapping.gate and the shape quantile, or early_stop"
             )
         return self
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What decides a training besides its arm, and must be equal for arms to be compared."""
+        return {
+            "lora": self.student.lora.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json", exclude=set(NOT_THE_RESULT)),
+        }
 
     @property
     def panel(self) -> Panel:

@@ -149,7 +149,8 @@ def ray_session(config: Config) -> Iterator[None]:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     local = {} if address else {"object_store_memory": OBJECT_STORE_BYTES}
     ray.init(
-        address=address,
+        # "local": without it Ray joins whatever cluster somebody started on this machine
+        address=address or "local",
         include_dashboard=None if address else False,
         logging_level="ERROR",
         log_to_driver=False,

@@ -63,26 +63,41 @@ def report(run: Run) -> Summary:
 def _trained_arms(run: Run) -> dict[str, Summary]:
     """Finished arms in the order of `sweep.arms`, then `train.arm` if it is another one.
 
-    An arm that was trained on other pairs or another schedule than those here now is left out and
-    named: beside the others it would be an unfair comparison.
+    An arm that was trained on other pairs, another schedule or with other options than those here
+    now is left out and named: beside the others it would be an unfair comparison.
     """
     current = {
         name: open_artifact(run.path(folder)).digest
         for name, folder in (("prepare", "pairs"), ("schedule", "schedule"))
         if read_manifest(run.path(folder))
     }
+    options = run.config.training
     found = {}
     for name in dict.fromkeys((*run.config.sweep.arms, run.config.train.arm)):
         folder = run.path("train", parse_arm(name).folder)
         if not read_manifest(folder):
             continue
         manifest = open_artifact(folder)
-        if all(manifest.inputs.get(source) == digest for source, digest in current.items()):
-            found[name] = manifest.summary
+        if any(manifest.inputs.get(source) != digest for source, digest in current.items()):
+            why = "on other pairs or another schedule"
+        elif keys := _other_options(manifest.settings, options):
+            why = f"with another {', '.join(keys)}"
         else:
-            say(f"arm {name} is left out: it was trained on other pairs or another schedule; "
-                f"run: sp2dpo train --set train.arm={name}")  # fmt: skip
+            found[name] = manifest.summary
+            continue
+        say(f"arm {name} is left out: it was trained {why}; "
+            f"run: sp2dpo train --set train.arm={name}")  # fmt: skip
     return found
+
+
+def _other_options(settings: Any, options: dict[str, Any]) -> list[str]:
+    """The dotted keys of training options that differ from the configuration's."""
+    return [
+        f"{section}.{key}"
+        for section, values in options.items()
+        for key, value in values.items()
+        if settings and settings[section].get(key) != value
+    ]
 
 
 def _compare(run: Run, trained: dict[str, Summary]) -> list[dict[str, Any]]:

@@ -41,15 +41,6 @@ from sp2dpo_ray.train.task import TrainTask
 
 CHECKPOINTS = "checkpoints"
 UNKNOWN = "unknown"
-# what of `train` says where and how safely to compute, not what
-NOT_THE_RESULT = {
-    "arm",
-    "keep",
-    "max_failures",
-    "save_steps",
-    "log_steps",
-    "gradient_checkpointing",
-}
 
 
 def train(run: Run, arm_name: str | None = None) -> Summary:
@@ -107,11 +98,7 @@ def _provenance(run: Run, arm: Arm) -> Provenance:
     }
     if arm.needs_schedule or read_manifest(run.path("schedule")):
         inputs["schedule"] = run.path("schedule")
-    settings = {
-        "arm": arm.name,
-        "lora": config.student.lora.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json", exclude=NOT_THE_RESULT),
-    }
+    settings = {"arm": arm.name, **config.training}
     return run.provenance("train", settings, inputs)
 
 
