@@ -21,6 +21,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
 from sp2dpo_ray.annotate.chair import intent_entry, price_of, result_entry
+from sp2dpo_ray.annotate.desk import Teller
 from sp2dpo_ray.annotate.gate import WAIT_FOR_MONEY_S
 from sp2dpo_ray.annotate.journal import Entry, Segment
 from sp2dpo_ray.annotate.record import Job, Record
@@ -93,7 +94,7 @@ class Runner:
 
     def __init__(self, order: Order, desk: Any) -> None:
         self._order = order
-        self._desk = desk
+        self._teller = Teller(desk)
         self._section = order.teacher
         self._decoding = order.spec.decoding
         self._api = make_batch_api(self._section, self._decoding)
@@ -195,7 +196,7 @@ class Runner:
 
     async def _reserved(self, worst: float) -> bool:
         while worst:
-            count, hopeless = await self._desk.exchange.remote(0.0, 0.0, [worst])
+            count, hopeless = await self._teller.exchange(0.0, 0.0, [worst])
             if count:
                 break
             if hopeless:
@@ -226,7 +227,7 @@ class Runner:
             if last or reply.outcome in SETTLED:
                 counts[reply.outcome] += 1
         await self._note("job_done", job)
-        await self._desk.exchange.remote(job.reserved, paid, [])
+        await self._teller.exchange(job.reserved, paid, [])
         if look.state is State.FAILED:
             raise TeacherStopped(
                 f"teacher {self._section.name}: batch job {job.id} failed: {look.detail}. Mend the "

@@ -7,8 +7,10 @@ flight, at their worst, never exceed the cap, not after a restart of this actor 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +22,37 @@ STATE = "budget.json"
 
 
 class Budget:
-    """The arithmetic of the cap, in USD; `cap` None counts and never refuses."""
+    """The arithmetic of the cap, in USD; `cap` None counts and never refuses.
+
+    answered: for each caller the number of its last exchange and the answer. Ray repeats a call
+    whose answer was lost with the actor, and what was settled then must not be settled twice.
+    """
 
     def __init__(self, cap: float | None, spent: float, reserved: float = 0.0) -> None:
         self.cap = cap
         self.spent = spent
         self.reserved = reserved
+        self.answered: dict[str, tuple[int, int, bool]] = {}
+
+    @classmethod
+    def restored(cls, cap: float | None, state: dict[str, Any]) -> Budget:
+        budget = cls(cap, state["spent"], state["reserved"])
+        budget.answered = {name: tuple(last) for name, last in state["answered"].items()}
+        return budget
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return {"spent": self.spent, "reserved": self.reserved, "answered": self.answered}
+
+    def exchange(
+        self, caller: str, number: int, released: float, paid: float, wanted: Sequence[float]
+    ) -> tuple[int, bool]:
+        """Settle, then reserve; once for each caller and number, whoever repeats it."""
+        last = self.answered.get(caller)
+        if last is None or last[0] != number:
+            self.settle(released, paid)
+            last = self.answered[caller] = (number, *self.reserve(wanted))
+        return last[1], last[2]
 
     def settle(self, released: float, paid: float) -> None:
         """Attempts have ended: their reservations, and what they cost."""
@@ -62,7 +89,7 @@ class Desk:
         if self._forgot and cap is not None and STATE in place.files(STATE):
             state = json.loads(place.open(STATE).read())
             if state["session"] == session:
-                self._budget = Budget(cap, state["spent"], state["reserved"])
+                self._budget = Budget.restored(cap, state)
 
     def begin(self, places: list[int]) -> bool:
         """Whether any of these pairs may have been begun before, so that calls may be on record.
@@ -79,20 +106,40 @@ class Desk:
         """A new round: all pairs begin anew, with what is on record by now known to all."""
         self._begun = bytearray()
 
-    def exchange(self, released: float, paid: float, wanted: list[float]) -> tuple[int, bool]:
+    def exchange(
+        self, caller: str, number: int, released: float, paid: float, wanted: list[float]
+    ) -> tuple[int, bool]:
         """Settle, then reserve; see `Budget`."""
         now = time.monotonic()
         if released:
             self._settled_at = now
-        self._budget.settle(released, paid)
-        count, hopeless = self._budget.reserve(wanted)
+        count, hopeless = self._budget.exchange(caller, number, released, paid, wanted)
         if self._budget.cap is not None:
-            state = {"session": self._session, "spent": self._budget.spent,
-                     "reserved": self._budget.reserved}  # fmt: skip
+            state = {"session": self._session, **self._budget.state}
             self._place.put(STATE, json.dumps(state).encode())
         if count < len(wanted) and now - self._settled_at > self._patience_s:
             hopeless = True
         return count, hopeless
+
+
+class Teller:
+    """One caller's talk with the desk: one thing at a time, and numbered, so that what Ray repeats
+    counts once."""
+
+    def __init__(self, desk: Any) -> None:
+        self._desk = desk
+        self._name = uuid.uuid4().hex
+        self._number = 0
+        self._turn = asyncio.Lock()
+
+    async def exchange(self, released: float, paid: float, wanted: list[float]) -> tuple[int, bool]:
+        """See `Desk.exchange`."""
+        async with self._turn:
+            self._number += 1
+            answer: tuple[int, bool] = await self._desk.exchange.remote(
+                self._name, self._number, released, paid, wanted
+            )
+            return answer
 
 
 def open_desk(place: Place, cap: float | None, spent: float, patience_s: float) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
+from sp2dpo_ray.annotate.desk import Teller
 from sp2dpo_ray.annotate.limiter import Lease
 
 AHEAD_S = 0.05  # the next lease is asked for so long before the last start of this one
@@ -83,7 +84,7 @@ class Purse:
     """Reservations of this actor; `desk` is a Ray actor, or None: no budget."""
 
     def __init__(self, desk: Any | None) -> None:
-        self._desk = desk
+        self._teller = None if desk is None else Teller(desk)
         self._released = 0.0
         self._paid = 0.0
         self._wanted: list[tuple[float, asyncio.Future[bool]]] = []
@@ -91,7 +92,7 @@ class Purse:
 
     async def reserve(self, worst: float) -> bool:
         """Wait until an attempt's worst cost is reserved; False if the budget has no room."""
-        if self._desk is None or worst == 0:
+        if self._teller is None or worst == 0:
             return True
         granted = asyncio.get_running_loop().create_future()
         self._wanted.append((worst, granted))
@@ -100,7 +101,7 @@ class Purse:
 
     def settle(self, worst: float, paid: float) -> None:
         """An attempt ended: `worst` was reserved for it, `paid` is what it cost."""
-        if self._desk is None or worst == 0:
+        if self._teller is None or worst == 0:
             return
         self._released += worst
         self._paid += paid
@@ -111,11 +112,12 @@ class Purse:
             self._talk = asyncio.create_task(self._exchange())
 
     async def _exchange(self) -> None:
+        assert self._teller is not None
         while self._released or self._wanted:
             asked, self._wanted = self._wanted, []
             released, paid, self._released, self._paid = self._released, self._paid, 0.0, 0.0
             try:
-                count, hopeless = await self._desk.exchange.remote(  # type: ignore[union-attr]
+                count, hopeless = await self._teller.exchange(
                     released, paid, [worst for worst, _ in asked]
                 )
             except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,6 +182,22 @@ def test_the_cap_is_never_passed(cap: float, spent: float, wanted: list[float], 
             budget.settle(worst, data.draw(st.floats(0, worst)))
 
 
+def test_what_ray_repeats_after_a_lost_answer_counts_once() -> None:
+    """The desk died between writing its state and answering: the same exchange comes again."""
+    budget = Budget(1.0, 0.0)
+    assert budget.exchange("a", 1, 0.0, 0.0, [0.3, 0.3]) == (2, False)
+    assert budget.exchange("b", 1, 0.0, 0.0, [0.4]) == (1, False)
+    assert budget.exchange("a", 2, 0.3, 0.1, [0.3]) == (0, False)
+    for _ in range(2):  # again, and again by the one that was restarted
+        before = (budget.spent, budget.reserved)
+        budget = Budget.restored(1.0, json.loads(json.dumps(budget.state)))
+        assert budget.exchange("a", 2, 0.3, 0.1, [0.3]) == (0, False)
+        assert budget.exchange("b", 1, 0.0, 0.0, [0.4]) == (1, False)
+        assert (budget.spent, budget.reserved) == before
+    assert budget.exchange("a", 3, 0.3, 0.1, []) == (0, False)
+    assert budget.spent + budget.reserved == pytest.approx(0.1 + 0.1 + 0.4)
+
+
 @dataclass
 class FakeDesk:
     budget: Budget
@@ -191,10 +208,9 @@ class FakeDesk:
     def __post_init__(self) -> None:
         self.exchange = Remote(self._exchange)
 
-    def _exchange(self, released: float, paid: float, wanted: list[float]) -> tuple[int, bool]:
+    def _exchange(self, *message: Any) -> tuple[int, bool]:
         self.messages += 1
-        self.budget.settle(released, paid)
-        answer = self.budget.reserve(wanted)
+        answer = self.budget.exchange(*message)
         self.most = max(self.most, self.budget.spent + self.budget.reserved)
         return answer
 
