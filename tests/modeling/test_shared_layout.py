@@ -125,8 +125,9 @@ def test_batches_hold_every_pair_once_within_the_budget(
 def test_what_an_inference_pass_leaves_behind_serves_training() -> None:
     model, pairs = make_model("llama"), pairs_of([(7, 3, 11)])
     with torch.inference_mode(), attention(model, SHARED):
-        response_logps(model, collate(pairs, [0], 0, SHARED))
-    logps_and_gradients(model, pairs, SHARED)
+        before = response_logps(model, collate(pairs, [0], 0, SHARED)).tolist()
+    logps, _ = logps_and_gradients(model, pairs, SHARED)
+    assert logps.tolist() == before
 
 
 def test_attention_that_cannot_be_shared_is_refused_by_name() -> None:
