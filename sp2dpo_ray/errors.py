@@ -13,6 +13,11 @@ A message says where (dotted key, file and line, pair id), which rule, which val
 
 from __future__ import annotations
 
+import errno
+
+# what a full disk and a full quota raise as OSError.errno
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 class Sp2dpoError(Exception):
     """Base of every error that this package raises on purpose."""

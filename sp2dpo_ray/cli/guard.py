@@ -7,17 +7,15 @@ it was asked for.
 
 from __future__ import annotations
 
-import errno
 import signal
 import traceback
 from collections.abc import Callable
 
 from sp2dpo_ray.console import say
-from sp2dpo_ray.errors import Sp2dpoError
+from sp2dpo_ray.errors import DISK_FULL, Sp2dpoError
 
 FAULT, STOPPED = 1, 4
 GO_ON = "What was finished is kept; run the same command again to go on"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def guarded(work: Callable[[], None], debug: bool) -> int:

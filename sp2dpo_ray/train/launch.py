@@ -6,7 +6,6 @@ the stage's key, so an interrupted training resumes, and a changed one never doe
 
 from __future__ import annotations
 
-import errno
 import json
 import threading
 from collections.abc import Callable
@@ -19,12 +18,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.files import METRICS_LINES
-from sp2dpo_ray.errors import ConfigError, Sp2dpoError, Stopped, TrainingError
+from sp2dpo_ray.errors import DISK_FULL, ConfigError, Sp2dpoError, Stopped, TrainingError
 from sp2dpo_ray.train.loop import train_worker
 from sp2dpo_ray.train.task import TrainTask
 
 WATCH_EVERY_S = 0.5
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def train_arm(task: TrainTask, key: str, *, progress: Callable[[int, int, str], None]) -> None:
