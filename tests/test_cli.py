@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from sp2dpo_ray import cli
+from sp2dpo_ray.config import load_config
 from sp2dpo_ray.core import artifact
 from sp2dpo_ray.core.artifact import open_artifact
-from sp2dpo_ray.stages import STAGES
+from sp2dpo_ray.stages import STAGES, ray_session
 from tests.processes import hears_interrupts
 
 
@@ -34,6 +35,17 @@ def inside(*arguments: str) -> int:
     with pytest.raises(SystemExit) as left:
         cli.main(list(arguments))
     return int(left.value.code or 0)
+
+
+@pytest.mark.ray
+def test_what_ray_prints_leaves_stdout_to_the_answer(
+    ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ray_session(load_config("configs/demo.yaml")):
+        print("(raylet) a node was lost")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "a node was lost" in shown.err
 
 
 def test_help_names_every_stage() -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +144,11 @@ def ray_session(config: Config) -> Iterator[None]:
     DataContext.get_current().enable_progress_bars = False
     DataContext.get_current().print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with redirect_stdout(sys.stderr):  # Ray prints what befalls its nodes on stdout
+        yield from _session(ray, config)
+
+
+def _session(ray: Any, config: Config) -> Iterator[None]:
     if ray.is_initialized():  # somebody else's session, not ours to close
         yield
         return

@@ -6,6 +6,7 @@ The node that is killed is one that runs a panel actor, so the actor comes up ag
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -40,7 +41,7 @@ def node_with_an_actor(nodes: list[Any]) -> Any:
         time.sleep(0.2)
 
 
-def main() -> None:
+def annotate_with_a_loss() -> dict[str, Any]:
     cluster = Cluster(
         initialize_head=True,
         head_node_args=NODE | {"include_dashboard": False},
@@ -62,9 +63,15 @@ def main() -> None:
     killer.start()
     summary = STAGES["annotate"](run)
     killer.join(1)
-    print(json.dumps(summary | {"killed": len(killed)}), flush=True)
     ray.shutdown()
     cluster.shutdown()
+    return summary | {"killed": len(killed)}
+
+
+def main() -> None:
+    with contextlib.redirect_stdout(sys.stderr):  # Ray tells there of the lost node, at any moment
+        summary = annotate_with_a_loss()
+    print(json.dumps(summary), flush=True)
 
 
 if __name__ == "__main__":
