@@ -66,6 +66,7 @@ def measure(case: Case) -> dict[str, Any]:
     from sp2dpo_ray.config import LoraSection
     from sp2dpo_ray.modeling.attention import IMPLEMENTATION
     from sp2dpo_ray.modeling.encode import EncodedPair
+    from sp2dpo_ray.modeling.forward import Scorer
     from sp2dpo_ray.modeling.layout import two_row_tokens
     from sp2dpo_ray.modeling.student import add_adapter
     from sp2dpo_ray.train.memory import decide
@@ -87,14 +88,13 @@ def measure(case: Case) -> dict[str, Any]:
     ]  # fmt: skip
     zeros = torch.zeros(case.pairs)
     pairs = Pairs(encoded, zeros, zeros, zeros + 0.1)
-    how = Computing(0, torch.device("cpu"), case.tokens_per_batch, case.layout, 64 << 20)
+    how = Computing(0, torch.device("cpu"), case.tokens_per_batch, case.layout)
     decide(case.checkpointing, None, model, how.device)
     for _ in range(2):
         start = time.perf_counter()
         accumulate(
-            model, pairs, list(range(case.pairs)), global_pairs=case.pairs, how=how,
-            loss_of=loss_form("logistic", 0.0),
-        )  # fmt: skip
+            Scorer(model), pairs, range(case.pairs), how=how, loss_of=loss_form("logistic", 0.0)
+        )
         seconds = time.perf_counter() - start
         model.zero_grad()
     return {

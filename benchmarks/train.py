@@ -109,7 +109,7 @@ def engine(pairs: list[Any], student: Path, **switches: Any) -> dict[str, Any]:
     """This engine, without Ray: encoding, reference pass, steps."""
     from sp2dpo_ray.config import LoraSection
     from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
-    from sp2dpo_ray.modeling.forward import response_logps
+    from sp2dpo_ray.modeling.forward import Scorer
     from sp2dpo_ray.modeling.layout import collate, plan_batches, row_tokens
     from sp2dpo_ray.modeling.student import (
         add_adapter,
@@ -126,26 +126,27 @@ def engine(pairs: list[Any], student: Path, **switches: Any) -> dict[str, Any]:
     budget = switches.get("tokens_per_batch", 1024)
     ref = find_student(str(student), None)
     tokenizer, model = load_tokenizer(ref), load_model(ref, "fp32", layout)
-    how = Computing(tokenizer.pad_token_id, torch.device("cpu"), budget, layout, 16 << 20)
+    how = Computing(tokenizer.pad_token_id, torch.device("cpu"), budget, layout)
+    score = Scorer(model, 16 << 20)
     start = time.perf_counter()
     encoded = encode_pairs(pairs, tokenizer, Encoding(MAX_LENGTH, MAX_LENGTH - 1))
     logps = torch.empty(2, len(encoded))
     with torch.inference_mode():
         for index in plan_batches(encoded, range(len(encoded)), budget, layout):
             batch = collate(encoded, index, how.pad_id, layout)
-            logps[:, index] = response_logps(model, batch, head_bytes=how.head_bytes).view(2, -1)
+            logps[:, index] = score(batch).view(2, -1)
     reference = time.perf_counter() - start
 
     lora = LoraSection(**LORA | {"dropout": switches.get("dropout", LORA["dropout"])})
     model = add_adapter(model, lora, seed=0, fused=switches.get("fused", True)).train()
-    weights = trainable(model)
+    weights, score = trainable(model), Scorer(model, 16 << 20)
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
     ready = Pairs(encoded, logps[0], logps[1], torch.full((len(encoded),), BETA))
     losses, loss_of = [], loss_form("logistic", 0.0)
     start = time.perf_counter()
     for begin in range(0, len(encoded), PAIRS_PER_STEP):
         mine = list(range(begin, min(begin + PAIRS_PER_STEP, len(encoded))))
-        sums = accumulate(model, ready, mine, global_pairs=len(mine), how=how, loss_of=loss_of)
+        sums = accumulate(score, ready, mine, how=how, loss_of=loss_of)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()

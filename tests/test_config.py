@@ -47,7 +47,7 @@ def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None
         ("train.lerning_rate=1", "train.lerning_rate: unknown key"),
         ("teachers.0.limits.rpmm=3", "teachers[0].limits.rpmm: unknown key"),
         ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1, got 0"),
-        ("train.precision=fp8", "train.precision: Input should be 'bf16' or 'fp32', got 'fp8'"),
+        ("train.precision=fp8", "train.precision: Input should be 'bf16', 'fp32' or 'nf4', got 'fp8'"),
         (
             "mapping.beta_min=0.5",
             "mapping: the envelope needs 0 < beta_min <= beta_max, got [0.5, 0.3]",

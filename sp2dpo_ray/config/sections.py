@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from sp2dpo_ray.config.panel import (
     AnnotateSection,
@@ -29,7 +29,15 @@ from sp2dpo_ray.errors import ConfigError
 
 # what of `train` says where and how safely to compute, not what
 NOT_THE_RESULT = frozenset(
-    {"arm", "keep", "max_failures", "save_steps", "log_steps", "gradient_checkpointing"}
+    {
+        "arm",
+        "keep",
+        "max_failures",
+        "save_steps",
+        "log_steps",
+        "gradient_checkpointing",
+        "trackers",
+    }
 )
 NOT_THE_PROCESS = frozenset({"run", "cluster", "audit", "export"})
 
@@ -100,7 +108,8 @@ class StudentSection(Section):
     a small one from the training pairs."""
     revision: str | None = None
     """Commit of a Hugging Face model."""
-    lora: LoraSection = LoraSection()
+    lora: LoraSection | None = LoraSection()
+    """Adapters; null trains every weight."""
     tiny: TinySection = TinySection()
 
 
@@ -139,11 +148,17 @@ class TrainSection(Section):
     """Compute base layer and adapter together; off: through PEFT's own layers."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Compute activations again on the way back; `auto` measures the first batch and decides."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    workers: int = Field(4, ge=1)
+    precision: Literal["bf16", "fp32", "nf4"] = "bf16"
+    """nf4: the frozen weights in 4 bits (QLoRA), products in bf16; needs a CUDA GPU."""
+    optimizer: Literal["adamw", "paged_adamw_32bit"] = "adamw"
+    """The paged one is of bitsandbytes: its states move to the host when a GPU is full."""
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 4
+    """How many; [least, most] lets Ray take what the cluster has, and change it on the way."""
     gpus_per_worker: float = Field(1, ge=0)
     """0 trains on the CPU."""
-    strategy: Literal["ddp"] = "ddp"
+    strategy: Literal["ddp", "zero2", "zero3", "fsdp"] = "ddp"
+    """ddp: the whole student on each worker. zero2, zero3: DeepSpeed shares out gradients and
+    optimiser states, zero3 weights too. fsdp: PyTorch shares out all of them."""
     save_steps: int = Field(250, ge=1)
     keep: int = Field(3, ge=1)
     """Checkpoints to keep."""
@@ -151,6 +166,8 @@ class TrainSection(Section):
     """Times that a lost worker is replaced and training goes on from the last checkpoint."""
     log_steps: int = Field(1, ge=1)
     """Steps that a line of metrics is the mean of; each checkpoint ends a line too."""
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Where metrics go besides metrics.jsonl and TensorBoard."""
     seed: int = 0
 
     @model_validator(mode="after")
@@ -162,12 +179,37 @@ class TrainSection(Section):
             )
         if self.label_noise and self.loss not in ("cdpo", "robust"):
             raise ValueError(f"label_noise is for cdpo and robust; the loss is {self.loss}")
-        if self.workers > self.pairs_per_step:
+        if self.most_workers > self.pairs_per_step:
             raise ValueError(
                 f"workers must not exceed pairs_per_step, got {self.workers} and "
                 f"{self.pairs_per_step}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _together(self) -> TrainSection:
+        """Options that do not go together."""
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"workers: the least must not exceed the most, got {self.workers}")
+        if self.strategy != "ddp" and isinstance(self.workers, tuple):
+            raise ValueError(
+                f"strategy {self.strategy} needs a fixed number of workers, got {self.workers}"
+            )
+        if self.strategy in ("zero3", "fsdp") and self.precision == "nf4":
+            raise ValueError(
+                f"strategy {self.strategy} cannot share out weights in 4 bits; use ddp or zero2"
+            )
+        if self.optimizer == "paged_adamw_32bit" and self.strategy == "fsdp":
+            raise ValueError("optimizer paged_adamw_32bit does not know the shares of fsdp")
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class SweepSection(Section):
@@ -241,11 +283,20 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _frozen_in_four_bits(self) -> Config:
+        if self.train.precision == "nf4" and self.student.lora is None:
+            raise ValueError(
+                "train.precision: nf4 keeps frozen weights; student.lora: null trains them"
+            )
+        return self
+
     @property
     def training(self) -> dict[str, Any]:
         """What decides a training besides its arm, and must be equal for arms to be compared."""
+        lora = self.student.lora
         return {
-            "lora": self.student.lora.model_dump(mode="json"),
+            "lora": lora and lora.model_dump(mode="json"),
             "train": self.train.model_dump(mode="json", exclude=set(NOT_THE_RESULT)),
         }
 

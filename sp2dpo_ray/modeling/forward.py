@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.modeling.attention import PAIRS, attention
@@ -39,6 +39,26 @@ def response_logps(model: Any, batch: Batch, *, head_bytes: int = HEAD_BYTES) ->
         budget=head_bytes,
     )
     return sum_by_row(logps_M, batch.row_M, batch.num_rows)
+
+
+class Scorer(nn.Module):
+    """`response_logps` as a module: what shards a student's weights can then gather those that lie
+    outside its layers around the whole pass, the head included.
+
+    autocast: the type that matrix products are computed in, where weights are kept more exactly.
+    """
+
+    def __init__(
+        self, model: Any, head_bytes: int = HEAD_BYTES, autocast: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._head_bytes = head_bytes
+        self._autocast = autocast
+
+    def forward(self, batch: Batch) -> Tensor:
+        with torch.autocast(batch.ids_RT.device.type, self._autocast, bool(self._autocast)):
+            return response_logps(self.model, batch, head_bytes=self._head_bytes)
 
 
 def _decode(causal: Any, batch: Batch) -> Tensor:

@@ -7,7 +7,9 @@ template change.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,19 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from sp2dpo_ray.config import LoraSection
+from sp2dpo_ray.core.files import ADAPTER, MERGED
 from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
-from sp2dpo_ray.errors import ConfigError
+from sp2dpo_ray.errors import ConfigError, TrainingError
 from sp2dpo_ray.modeling.attention import IMPLEMENTATION
 from sp2dpo_ray.modeling.layout import PLAIN
 from sp2dpo_ray.modeling.lora import speed_up
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+QUANTIZED = "nf4"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, QUANTIZED: torch.bfloat16}
 IDENTIFYING = ("*.safetensors", "config.json", "tokenizer*", "*.jinja", "special_tokens_map.json")
 
 
@@ -92,8 +97,69 @@ def load_model(student: StudentRef, precision: str, layout: str = PLAIN) -> Any:
         use_safetensors=True,
         trust_remote_code=False,
         attn_implementation=IMPLEMENTATION[layout],
+        quantization_config=_four_bit() if precision == QUANTIZED else None,
     )
     return model.requires_grad_(False).eval()
+
+
+def _four_bit() -> Any:
+    """Weights as QLoRA keeps them (Dettmers et al. 2023): 4-bit normal floats, their scales
+    quantised too, products in bf16."""
+    if not (torch.cuda.is_available() and find_spec("bitsandbytes")):
+        raise ConfigError(
+            f"train.precision: {QUANTIZED} needs bitsandbytes and a CUDA GPU; pip install "
+            "'sp2dpo-ray[quantized]' on every GPU node, or train.precision: bf16"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=QUANTIZED,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def student_to_train(
+    student: StudentRef,
+    lora: LoraSection | None,
+    precision: str,
+    layout: str,
+    seed: int,
+    fused: bool,
+) -> Any:
+    """The student with what is trained marked: fresh adapters, or without `lora` every weight."""
+    model = load_model(student, precision, layout)
+    if lora is None:
+        return model.requires_grad_(True)
+    return add_adapter(model, lora, seed=seed, fused=fused)
+
+
+def save_student(
+    student: StudentRef,
+    lora: LoraSection | None,
+    precision: str,
+    trained: dict[str, Tensor],
+    tokenizer: Any,
+    output: Path,
+) -> None:
+    """The adapter by itself, and the student with it merged in; without `lora` the student alone.
+
+    trained: what training changed, by the names of `student_to_train`. The student is loaded anew,
+    on the CPU, so that it does not matter how its weights lay while it was trained.
+    """
+    for name in (ADAPTER, MERGED):
+        shutil.rmtree(output / name, ignore_errors=True)
+    model = load_model(student, precision)
+    if lora is not None:
+        model = add_adapter(model, lora, seed=0, fused=False)
+    unknown = model.load_state_dict(trained, strict=False).unexpected_keys
+    if unknown:
+        raise TrainingError(f"trained weights {unknown[:3]} are not of {type(model).__name__}")
+    if lora is not None:
+        # False: the vocabulary is untouched, and asking the hub about it would need a network
+        model.save_pretrained(output / ADAPTER, save_embedding_layers=False)
+        model = model.merge_and_unload()
+    model.save_pretrained(output / MERGED)
+    tokenizer.save_pretrained(output / MERGED)
 
 
 def add_adapter(model: Any, lora: LoraSection, *, seed: int, fused: bool = True) -> Any:

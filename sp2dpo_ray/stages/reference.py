@@ -44,7 +44,7 @@ def reference(run: Run) -> Summary:
             train.tokens_per_batch,
             train.layout,
             train.head_mib << 20,
-            train.workers,
+            train.least_workers,
             train.gpus_per_worker,
         )
         with bar("reference: pairs", pairs.num_rows) as advance:

@@ -22,10 +22,12 @@ from sp2dpo_ray.console import bar
 from sp2dpo_ray.core.arms import Arm, parse_arm
 from sp2dpo_ray.core.artifact import MANIFEST, Provenance, read_manifest, seal
 from sp2dpo_ray.core.files import (
+    ADAPTER,
     BETAS,
     EVAL,
     EVAL_PAIRS,
     HELD_OUT,
+    MERGED,
     METRICS_LINES,
     TRAIN,
 )
@@ -56,6 +58,9 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
     _make_room(folder, provenance)
     num_pairs = _write_betas(run, arm, folder)
     task = TrainTask(
+        config.run.name,
+        arm.name,
+        provenance.key,
         run.path("pairs"),
         reference_folder(run),
         folder,
@@ -73,14 +78,15 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
             advance(step - done, note)
             done = step
 
-        train_arm(task, provenance.key, progress=progress)
+        train_arm(task, progress=progress)
     summary = {
         "arm": arm.name,
         "title": arm.title,
         "pairs": num_pairs,
         **_training_figures(folder / METRICS_LINES),
         "eval": _held_out_figures(run, folder),
-        "adapter": str(folder / "adapter"),
+        "adapter": str(folder / ADAPTER) if config.student.lora else None,
+        "model": str(folder / MERGED),
         "seconds": time.perf_counter() - start,
     }
     # checkpoints served their purpose and are no part of the artifact

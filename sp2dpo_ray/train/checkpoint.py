@@ -1,49 +1,47 @@
 """Saving and restoring the state of training.
 
-In: model, optimiser, scheduler, step. Out: a folder of three files. Random states need no place
-here: every step seeds itself from (seed, step, rank). Invariant: a restored run continues as if it
-had not been interrupted, and never from a checkpoint that is not what was written.
+In: a strategy and the number of steps done. Out: a folder a checkpoint, to which each worker adds
+what it holds and a list of its files with their hashes. Random states need no place here: every
+step seeds itself from (seed, step, rank). Invariant: a restored run continues as if it had not been
+interrupted, and never from a checkpoint that is not what was written.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+import torch.distributed as dist
 from ray.train import Checkpoint
-from safetensors.torch import load_file, save_file
 
 from sp2dpo_ray.core.hashing import sha256_file
 from sp2dpo_ray.errors import TrainingError
+from sp2dpo_ray.train.strategies import Strategy
 
-ADAPTER, OPTIMIZER, POSITION = "adapter.safetensors", "optimizer.pt", "position.json"
-
-
-@contextmanager
-def saved_state(model: Any, optimizer: Any, scheduler: Any, step: int) -> Iterator[Checkpoint]:
-    """The state as a Ray Train checkpoint, in a folder that lives as long as the block."""
-    with tempfile.TemporaryDirectory(prefix="sp2dpo-checkpoint-") as name:
-        folder = Path(name)
-        state = {key: value.contiguous() for key, value in get_peft_model_state_dict(model).items()}
-        save_file(state, folder / ADAPTER)
-        torch.save(
-            {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()},
-            folder / OPTIMIZER,
-        )
-        files = {name: sha256_file(folder / name) for name in (ADAPTER, OPTIMIZER)}
-        (folder / POSITION).write_text(json.dumps({"step": step, "files": files}))
-        yield Checkpoint.from_directory(folder)
+PART = "part-{rank}.json"  # written last
 
 
-def restore_state(
-    checkpoint: Checkpoint, model: Any, optimizer: Any, scheduler: Any
-) -> tuple[int, str]:
+def save_state(strategy: Strategy, step: int, rank: int, world: int) -> Checkpoint | None:
+    """This worker's share of the state as a Ray Train checkpoint, in a folder of its own that
+    whoever uploads it removes; None where the share is nothing."""
+    folder = Path(tempfile.mkdtemp(prefix="sp2dpo-checkpoint-"))
+    strategy.save(folder)
+    files = {
+        str(path.relative_to(folder)): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    if not files:
+        folder.rmdir()
+        return None
+    parts = world if strategy.lockstep else 1
+    content = {"step": step, "world": world, "parts": parts, "files": files}
+    (folder / PART.format(rank=rank)).write_text(json.dumps(content))
+    return Checkpoint.from_directory(folder)
+
+
+def restore_state(checkpoint: Checkpoint, strategy: Strategy) -> tuple[int, str]:
     """Put a saved state back; returns the number of steps that were done, and what to tell of it.
 
     A checkpoint that is not whole is passed over for the one before. Raises TrainingError where
@@ -53,14 +51,17 @@ def restore_state(
     for candidate in (checkpoint, *_earlier(checkpoint)):
         with candidate.as_directory() as name:
             folder = Path(name)
-            if fault := _fault(folder):
+            fault = _fault(folder)
+            if dist.is_initialized():  # a worker that sees another disk must not go its own way
+                everyone: list[str] = [""] * dist.get_world_size()
+                dist.all_gather_object(everyone, fault)
+                fault = next((each for each in everyone if each), "")
+            if fault:
                 faults.append(f"checkpoint {Path(candidate.path).name} is not whole ({fault})")
                 continue
-            set_peft_model_state_dict(model, load_file(folder / ADAPTER))
-            state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-            optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            step = int(json.loads((folder / POSITION).read_text())["step"])
+            content = json.loads((folder / PART.format(rank=0)).read_text())
+            strategy.restore(folder, int(content["world"]))
+            step = int(content["step"])
             note = f"{'; '.join(faults)}: going on from step {step}" if faults else ""
             return step, note
     raise TrainingError(
@@ -79,8 +80,14 @@ def _earlier(checkpoint: Checkpoint) -> list[Checkpoint]:
 def _fault(folder: Path) -> str:
     """What is wrong with a checkpoint's files; '' if nothing is."""
     try:
-        files = json.loads((folder / POSITION).read_text())["files"]
-        wrong = [name for name, digest in files.items() if sha256_file(folder / name) != digest]
+        first = json.loads((folder / PART.format(rank=0)).read_text())
+        for rank in range(first["parts"]):
+            part = json.loads((folder / PART.format(rank=rank)).read_text())
+            if part["step"] != first["step"]:
+                return f"its parts are of steps {first['step']} and {part['step']}"
+            for name, digest in part["files"].items():
+                if sha256_file(folder / name) != digest:
+                    return f"{name} is altered"
     except (OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
-    return f"{wrong[0]} is altered" if wrong else ""
+    return ""

@@ -25,7 +25,7 @@ from sp2dpo_ray.train.task import TrainTask
 WATCH_EVERY_S = 0.5
 
 
-def train_arm(task: TrainTask, key: str, *, progress: Callable[[int, int, str], None]) -> None:
+def train_arm(task: TrainTask, *, progress: Callable[[int, int, str], None]) -> None:
     """Train the arm to its end; progress(step, steps, note) follows it.
 
     Raises TrainingError with the first worker's words if training fails.
@@ -33,7 +33,7 @@ def train_arm(task: TrainTask, key: str, *, progress: Callable[[int, int, str], 
     options = task.options
     gpu = options.gpus_per_worker > 0
     resources = {"CPU": 1.0, **({"GPU": options.gpus_per_worker} if gpu else {})}
-    _check_room(options.workers, resources)
+    _check_room(options.least_workers, resources)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
@@ -41,7 +41,7 @@ def train_arm(task: TrainTask, key: str, *, progress: Callable[[int, int, str], 
             num_workers=options.workers, use_gpu=gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=key[:16],
+            name=task.key[:16],
             storage_path=str(task.output / "checkpoints"),
             failure_config=FailureConfig(max_failures=options.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=options.keep),
@@ -56,6 +56,8 @@ def train_arm(task: TrainTask, key: str, *, progress: Callable[[int, int, str], 
                 f"no disk space left while training in {task.output}: {cause}. Make room; the same "
                 "command goes on from the last checkpoint"
             ) from error
+        if isinstance(cause, ConfigError):  # something that a node of the cluster lacks
+            raise ConfigError(str(cause)) from error
         words = str(cause) if isinstance(cause, Sp2dpoError) else f"{type(cause).__name__}: {cause}"
         raise TrainingError(f"arm training in {task.output} failed: {words}") from error
 

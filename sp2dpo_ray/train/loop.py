@@ -7,41 +7,25 @@ workers; a run that was interrupted goes on where its last checkpoint was taken.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
-from transformers import get_cosine_schedule_with_warmup
+from ray.train import CheckpointUploadMode
 
-from sp2dpo_ray.config import TrainSection
-from sp2dpo_ray.core.files import HELD_OUT, METRICS_LINES
-from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
-from sp2dpo_ray.train.checkpoint import restore_state, saved_state
+from sp2dpo_ray.config import LoraSection, TrainSection
+from sp2dpo_ray.core.files import METRICS_LINES
+from sp2dpo_ray.modeling.student import QUANTIZED, load_tokenizer, save_student, student_to_train
+from sp2dpo_ray.train.checkpoint import restore_state, save_state
+from sp2dpo_ray.train.held_out import score_held_out
 from sp2dpo_ray.train.memory import decide
 from sp2dpo_ray.train.metrics import MetricsLog, beta_percentiles, means, new_sums
-from sp2dpo_ray.train.step import (
-    Computing,
-    accumulate,
-    loss_form,
-    pair_logps,
-    reduce_gradients,
-    reduce_sums,
-)
-from sp2dpo_ray.train.task import (
-    Pairs,
-    TrainTask,
-    load_eval_pairs,
-    load_training_pairs,
-)
+from sp2dpo_ray.train.step import Computing, accumulate, loss_form, pair_logps, reduce_sums
+from sp2dpo_ray.train.strategies import Setup, strategy_of
+from sp2dpo_ray.train.task import TrainTask, load_training_pairs
+from sp2dpo_ray.train.trackers import open_trackers
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -54,29 +38,28 @@ def train_worker(config: dict[str, Any]) -> None:
 
     tokenizer = load_tokenizer(task.student)
     pairs = load_training_pairs(task)
-    model = load_model(task.student, options.precision, options.layout).to(device)
-    model = add_adapter(model, task.lora, seed=options.seed, fused=options.fused_lora)
-    how = computing(options, tokenizer, device)
-    loss_of = loss_form(options.loss, options.label_noise)
-    parameters = trainable(model)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=options.learning_rate, weight_decay=options.weight_decay
-    )
     plan = steps_of(len(pairs), options.pairs_per_step, options.epochs, options.seed)
-    scheduler = get_cosine_schedule_with_warmup(
-        optimizer, round(options.warmup_ratio * len(plan)), len(plan)
+    weights, autocast = weights_of(options, task.lora)
+    model = student_to_train(
+        task.student, task.lora, weights, options.layout, options.seed, options.fused_lora
     )
+    model = model if weights == QUANTIZED else model.to(device)
+    strategy = strategy_of(options.strategy, model, Setup(options, device, len(plan), autocast))
+    how = Computing(tokenizer.pad_token_id, device, options.tokens_per_batch, options.layout)
+    loss_of = loss_form(options.loss, options.label_noise)
     done, note = 0, ""
     if checkpoint := ray.train.get_checkpoint():
-        done, note = restore_state(checkpoint, model, optimizer, scheduler)
-    log = MetricsLog(task.output / METRICS_LINES, done) if rank == 0 else None
+        done, note = restore_state(checkpoint, strategy)
+    log = MetricsLog(task.output / METRICS_LINES, done, open_trackers(task)) if rank == 0 else None
 
-    model.train()
+    strategy.model.train()
     largest = how.batches(pairs, range(len(pairs)))[0]
     decide(
         options.gradient_checkpointing,
-        lambda: loss_of(pair_logps(model, pairs, largest, how), pairs.beta[largest].to(device)),
-        model,
+        lambda: loss_of(
+            pair_logps(strategy.score, pairs, largest, how), pairs.beta[largest].to(device)
+        ),
+        strategy.model,
         device,
     )
     window, seen, clock = new_sums(device), [], time.perf_counter()
@@ -84,22 +67,19 @@ def train_worker(config: dict[str, Any]) -> None:
         torch.manual_seed(hash_seed(options.seed, step, rank))  # LoRA dropout
         everyone = plan[step - 1]
         window += accumulate(
-            model,
+            strategy.score,
             pairs,
-            everyone[rank::world],
-            global_pairs=len(everyone),
+            everyone,
             how=how,
             loss_of=loss_of,
+            rank=rank,
+            world=world,
+            lockstep=strategy.lockstep,
+            backward=strategy.backward,
         )
         seen += everyone
-        reduce_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(
-            parameters, options.max_grad_norm, error_if_nonfinite=True
-        )
-        rate = scheduler.get_last_lr()[0]
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
+        rate = strategy.learning_rate
+        norm = strategy.step()
         saves = step % options.save_steps == 0 or step == len(plan)
         # logged at every checkpoint too, so that a resumed run begins with an empty window
         if saves or step % options.log_steps == 0:
@@ -109,7 +89,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 "steps": len(plan),
                 **means(reduce_sums(window)),
                 **beta_percentiles(pairs.beta[seen]),
-                "grad_norm": float(norm),
+                "grad_norm": norm,
                 "learning_rate": rate,
                 "seconds": now - clock,
                 **({"note": note} if note else {}),
@@ -119,27 +99,38 @@ def train_worker(config: dict[str, Any]) -> None:
                 log.write(metrics)
             window, seen, clock = new_sums(device), [], now
         if saves:
-            state = saved_state(model, optimizer, scheduler, step) if rank == 0 else _none()
-            with state as checkpoint:
-                ray.train.report(metrics, checkpoint=checkpoint)
+            _hand_over(save_state(strategy, step, rank, world), metrics)
             clock = time.perf_counter()  # the checkpoint's time is not the steps'
 
     if log:
         log.close()
-    _score_held_out(model, task, how, rank, world)
+    score_held_out(strategy, task, how, rank, world)
+    trained = strategy.trained()
     if rank == 0:
-        _export(model, tokenizer, task.output)
+        export = "bf16" if weights == QUANTIZED else options.precision
+        save_student(task.student, task.lora, export, trained, tokenizer, task.output)
 
 
-def computing(options: TrainSection, tokenizer: Any, device: torch.device) -> Computing:
-    """How the options ask for batches to be computed."""
-    return Computing(
-        tokenizer.pad_token_id,
-        device,
-        options.tokens_per_batch,
-        options.layout,
-        options.head_mib << 20,
+def _hand_over(checkpoint: ray.train.Checkpoint | None, metrics: dict[str, Any]) -> None:
+    """Give the state to Ray Train, which carries it to storage while training goes on."""
+    ray.train.report(
+        metrics,
+        checkpoint=checkpoint,
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
     )
+
+
+def weights_of(options: TrainSection, lora: LoraSection | None) -> tuple[str, torch.dtype | None]:
+    """The type that weights are kept in, and the one that they compute in where it is another.
+
+    bf16 has no digits left for the small updates of weights that are trained themselves: they are
+    kept in float32 and compute in bf16. DeepSpeed keeps such a copy by itself.
+    """
+    whole = lora is None and options.precision == "bf16"
+    if whole and options.strategy in ("ddp", "fsdp"):
+        return "fp32", torch.bfloat16
+    return options.precision, None
 
 
 def steps_of(num_pairs: int, pairs_per_step: int, epochs: int, seed: int) -> list[list[int]]:
@@ -158,49 +149,3 @@ def hash_seed(*parts: int) -> int:
     for part in parts:
         state = (state * 1_000_003 + part + 1) % (2**63 - 1)
     return state
-
-
-@contextlib.contextmanager
-def _none() -> Iterator[None]:
-    yield None
-
-
-@torch.no_grad()
-def _score_held_out(model: Any, task: TrainTask, how: Computing, rank: int, world: int) -> None:
-    """The log-ratio margin of every held-out pair, in nats, into one table."""
-    model.eval()
-    pairs = load_eval_pairs(task)
-    rows = _margins(model, pairs, list(range(len(pairs)))[rank::world], how)
-    gathered: list[Any] = [rows]
-    if world > 1:
-        gathered = [None] * world
-        dist.all_gather_object(gathered, rows)
-    if rank == 0:
-        together = sorted(row for part in gathered for row in part)
-        columns = list(zip(*together, strict=True)) or [(), (), ()]
-        names = ("prompt_id", "margin", "reference_margin")
-        kinds = (pa.string(), pa.float64(), pa.float64())
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-        pq.write_table(pa.table(arrays, names=list(names)), task.output / HELD_OUT)
-
-
-def _margins(
-    model: Any, pairs: Pairs, mine: list[int], how: Computing
-) -> list[tuple[str, float, float]]:
-    rows = []
-    for index in how.batches(pairs, mine):
-        logps = pair_logps(model, pairs, index, how)
-        reference = (logps.ref_chosen - logps.ref_rejected).tolist()
-        ids = [pairs.encoded[i].prompt_id for i in index]
-        rows += list(zip(ids, logps.margin.tolist(), reference, strict=True))
-    return rows
-
-
-def _export(model: Any, tokenizer: Any, output: Path) -> None:
-    """The adapter by itself, and the student with the adapter merged in."""
-    for name in ("adapter", "merged"):
-        shutil.rmtree(output / name, ignore_errors=True)
-    # False: the vocabulary is untouched, and asking the hub about it would need a network
-    model.save_pretrained(output / "adapter", save_embedding_layers=False)
-    model.merge_and_unload().save_pretrained(output / "merged")
-    tokenizer.save_pretrained(output / "merged")

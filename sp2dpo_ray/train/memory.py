@@ -7,11 +7,12 @@ checkpointing changes memory and time and no number, dropout included.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sp2dpo_ray.modeling.forward import base_of
@@ -37,9 +38,19 @@ def decide(setting: str, loss_of_largest: Any, model: Any, device: torch.device)
     if setting == "auto":
         needed, free = saved_bytes(loss_of_largest), free_bytes(device)
         decision = Decision(needed > SHARE * free, needed, free)
-    if decision.on:
+    if _anywhere(decision.on, device):
+        decision = replace(decision, on=True)
         base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
     return decision
+
+
+def _anywhere(on: bool, device: torch.device) -> bool:
+    """Whether any worker must: those that share out weights gather them in one order."""
+    if not dist.is_initialized():
+        return on
+    flag = torch.tensor(float(on), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
 
 
 def saved_bytes(forward: Any) -> int:

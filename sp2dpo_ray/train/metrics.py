@@ -8,6 +8,7 @@ dropped, so that a resumed run's log is that of an undisturbed one.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from sp2dpo_ray.objectives.pair_loss import PairLogps
+from sp2dpo_ray.train.trackers import Tracker
 
 # what is summed over the pairs of a step, under the names that DPO trainers share; margins and
 # rewards: `logratio` is in nats, `rewards` is scaled by the pair's beta
@@ -88,9 +90,9 @@ def beta_percentiles(beta_B: Tensor) -> dict[str, float]:
 
 
 class MetricsLog:
-    """metrics.jsonl, one line a logged step, and the same for TensorBoard."""
+    """metrics.jsonl, one line a logged step, and the same for TensorBoard and other trackers."""
 
-    def __init__(self, path: Path, done: int) -> None:
+    def __init__(self, path: Path, done: int, trackers: Sequence[Tracker] = ()) -> None:
         kept = []
         if done and path.exists():
             kept = [
@@ -101,13 +103,18 @@ class MetricsLog:
         self._path = path
         path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._board = SummaryWriter(str(path.parent / TENSORBOARD), purge_step=done + 1)
+        self._trackers = trackers
 
     def write(self, row: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name not in ("step", "steps", "note"):
-                self._board.add_scalar(name, value, row["step"])
+        figures = {name: row[name] for name in row if name not in ("step", "steps", "note")}
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, row["step"])
+        for tracker in self._trackers:
+            tracker.log(row["step"], figures)
 
     def close(self) -> None:
         self._board.close()
+        for tracker in self._trackers:
+            tracker.close()

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sp2dpo_ray.errors import TrainingError
-from sp2dpo_ray.modeling.forward import response_logps
-from sp2dpo_ray.modeling.layout import SHARED, collate, plan_batches, row_tokens, two_row_tokens
+from sp2dpo_ray.modeling.layout import (
+    SHARED,
+    Batch,
+    collate,
+    plan_batches,
+    row_tokens,
+    two_row_tokens,
+)
 from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps
 from sp2dpo_ray.train.metrics import new_sums, pair_sums
 from sp2dpo_ray.train.task import Pairs
 
 LossOf = Callable[[PairLogps, Tensor], Tensor]
+Score = Callable[[Batch], Tensor]
+Backward = Callable[[Tensor, bool], None]
 
 
 def loss_form(name: str, epsilon: float) -> LossOf:
@@ -39,7 +46,6 @@ class Computing:
     device: torch.device
     tokens_per_batch: int
     layout: str
-    head_bytes: int
 
     def batches(self, pairs: Pairs, order: Sequence[int]) -> list[list[int]]:
         """The pairs named in `order`, in batches within the token budget."""
@@ -51,10 +57,13 @@ class Computing:
         return sum(sizes) if self.layout == SHARED else len(sizes) * max(sizes)
 
 
-def pair_logps(model: Any, pairs: Pairs, index: list[int], how: Computing) -> PairLogps:
-    """Policy and reference log-probabilities of the pairs at `index`; each (len(index),)."""
+def pair_logps(score: Score, pairs: Pairs, index: list[int], how: Computing) -> PairLogps:
+    """Policy and reference log-probabilities of the pairs at `index`; each (len(index),).
+
+    score: log-probabilities of a batch's rows.
+    """
     batch = collate(pairs.encoded, index, how.pad_id, how.layout).to(how.device)
-    chosen, rejected = response_logps(model, batch, head_bytes=how.head_bytes).view(2, -1)
+    chosen, rejected = score(batch).view(2, -1)
     return PairLogps(
         chosen,
         rejected,
@@ -64,27 +73,49 @@ def pair_logps(model: Any, pairs: Pairs, index: list[int], how: Computing) -> Pa
     )
 
 
+def passes_of(pairs: Pairs, everyone: Sequence[int], how: Computing, world: int) -> int:
+    """The most batches that any of `world` workers makes of these pairs."""
+    return max(len(how.batches(pairs, everyone[rank::world])) for rank in range(world))
+
+
+def plain_backward(loss: Tensor, last: bool) -> None:
+    """Backward where workers meet only after their last batch."""
+    loss.backward()
+
+
 def accumulate(
-    model: Any,
+    score: Score,
     pairs: Pairs,
-    mine: list[int],
+    everyone: Sequence[int],
     *,
-    global_pairs: int,
     how: Computing,
     loss_of: LossOf,
+    rank: int = 0,
+    world: int = 1,
+    lockstep: bool = False,
+    backward: Backward = plain_backward,
 ) -> Tensor:
     """Forward and backward over this worker's pairs of a step; returns sums in METRICS' order.
 
+    everyone: the step's pairs, dealt to `world` workers in turn. lockstep: all workers make as many
+    passes as the one with the most; the others' last passes add nothing.
     Raises TrainingError with the pairs' ids when a loss is not finite.
     """
     sums = new_sums(how.device)
     finite = torch.ones((), dtype=torch.bool, device=how.device)
     done = []
-    for index in how.batches(pairs, mine):
-        logps = pair_logps(model, pairs, index, how)
+    batches = how.batches(pairs, everyone[rank::world])
+    passes = passes_of(pairs, everyone, how, world) if lockstep else len(batches)
+    for number in range(1, passes + 1):
+        if number > len(batches):
+            shortest = min(everyone, key=lambda i: row_tokens(pairs.encoded[i], how.layout))
+            backward(0.0 * pair_logps(score, pairs, [shortest], how).margin.sum(), number == passes)
+            continue
+        index = batches[number - 1]
+        logps = pair_logps(score, pairs, index, how)
         beta = pairs.beta[index].to(how.device)
         losses = loss_of(logps, beta)
-        (losses.sum() / global_pairs).backward()
+        backward(losses.sum() / len(everyone), number == passes)
         done.append((index, logps.margin.detach(), losses.detach()))
         # an infinite margin may have a loss of 0 and still spoil every weight
         finite &= torch.isfinite(logps.margin + losses).all()
@@ -109,21 +140,6 @@ def _refuse(pairs: Pairs, done: list[tuple[list[int], Tensor, Tensor]]) -> None:
                 f"{losses.tolist()}; its pairs are {ids}. Lower train.learning_rate, or look at "
                 "these pairs"
             )
-
-
-def reduce_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Add the gradients of all workers, in place and in one message."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:  # a worker without pairs in the last step still takes part
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
-    dist.all_reduce(flat)
-    offset = 0
-    for parameter in parameters:
-        parameter.grad.copy_(flat[offset : offset + parameter.numel()].view_as(parameter))
-        offset += parameter.numel()
 
 
 def reduce_sums(sums: Tensor) -> Tensor:

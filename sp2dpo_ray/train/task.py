@@ -27,13 +27,19 @@ from sp2dpo_ray.modeling.student import StudentRef
 
 @dataclass(frozen=True, slots=True)
 class TrainTask:
-    """One arm to train; the same object goes to every worker."""
+    """One arm to train; the same object goes to every worker.
 
+    run, arm: names, for people. key: the hash of all that decides the training.
+    """
+
+    run: str
+    arm: str
+    key: str
     pairs: Path
     reference: Path
     output: Path
     student: StudentRef
-    lora: LoraSection
+    lora: LoraSection | None
     options: TrainSection
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 from ray.train import Checkpoint
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from sp2dpo_ray.config import LoraSection
+from sp2dpo_ray.config import LoraSection, TrainSection
 from sp2dpo_ray.errors import TrainingError
-from sp2dpo_ray.modeling.student import add_adapter, load_model, trainable
+from sp2dpo_ray.modeling.student import student_to_train, trainable
 from sp2dpo_ray.objectives.pair_loss import PairLogps
-from sp2dpo_ray.train.checkpoint import ADAPTER, OPTIMIZER, POSITION, restore_state, saved_state
+from sp2dpo_ray.train.checkpoint import restore_state, save_state
 from sp2dpo_ray.train.launch import _cause
 from sp2dpo_ray.train.metrics import (
     METRICS,
@@ -26,6 +27,8 @@ from sp2dpo_ray.train.metrics import (
     new_sums,
     pair_sums,
 )
+from sp2dpo_ray.train.strategies import Setup
+from sp2dpo_ray.train.strategies.replicated import OPTIMIZER, WEIGHTS, Replicated
 
 
 def test_means_are_over_pairs_however_they_were_batched() -> None:
@@ -78,73 +81,90 @@ def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
 # -- checkpoints ----------------------------------------------------------------------------------
 
 
-def parts(student: Any) -> tuple[Any, Any, Any]:
-    model = add_adapter(load_model(student, "fp32"), LoraSection(r=2, dropout=0), seed=0)
-    optimizer = torch.optim.AdamW(trainable(model), lr=0.1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
-    return model, optimizer, scheduler
+def fresh(student: Any) -> Replicated:
+    model = student_to_train(student, LoraSection(r=2, dropout=0), "fp32", "plain", 0, False)
+    options = TrainSection(learning_rate=0.1, warmup_ratio=0)
+    return Replicated(model, Setup(options, torch.device("cpu"), 10))
 
 
-def advance(model: Any, optimizer: Any, scheduler: Any, steps: int) -> None:
+def advance(strategy: Replicated, steps: int) -> None:
     for _ in range(steps):
-        for weight in trainable(model):
+        for weight in trainable(strategy.model):
             weight.grad = torch.ones_like(weight)
-        optimizer.step()
-        scheduler.step()
+        strategy.step()
 
 
-def save(folder: Path, step: int, *state: Any) -> Checkpoint:
-    with saved_state(*state, step) as checkpoint, checkpoint.as_directory() as name:
-        folder.mkdir(parents=True)
-        for file in Path(name).iterdir():
-            (folder / file.name).write_bytes(file.read_bytes())
+def save(folder: Path, step: int, strategy: Replicated) -> Checkpoint:
+    made = save_state(strategy, step, 0, 1)
+    assert made is not None
+    shutil.move(made.path, folder)
     return Checkpoint.from_directory(folder)
+
+
+def equal(one: Replicated, other: dict[str, torch.Tensor]) -> bool:
+    found = one.trained()
+    return found.keys() == other.keys() and all(torch.equal(found[k], other[k]) for k in other)
 
 
 @pytest.mark.parametrize("damage", ["altered", "cut off", "missing", "no position"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     tiny_student: Any, tmp_path: Path, damage: str
 ) -> None:
-    state = parts(tiny_student)
-    advance(*state, 2)
-    save(tmp_path / "checkpoint_2026-01-01_10-00-00.1", 2, *state)
-    expected = [weight.detach().clone() for weight in trainable(state[0])]
-    advance(*state, 2)
-    newest = save(tmp_path / "checkpoint_2026-01-01_11-00-00.2", 4, *state)
+    state = fresh(tiny_student)
+    advance(state, 2)
+    save(tmp_path / "checkpoint_2026-01-01_10-00-00.1", 2, state)
+    expected = {name: weight.clone() for name, weight in state.trained().items()}
+    advance(state, 2)
+    newest = save(tmp_path / "checkpoint_2026-01-01_11-00-00.2", 4, state)
     folder = Path(newest.path)
     if damage == "altered":
-        content = bytearray((folder / ADAPTER).read_bytes())
+        content = bytearray((folder / WEIGHTS).read_bytes())
         content[-1] ^= 1
-        (folder / ADAPTER).write_bytes(content)
+        (folder / WEIGHTS).write_bytes(content)
     elif damage == "cut off":
         (folder / OPTIMIZER).write_bytes((folder / OPTIMIZER).read_bytes()[:100])
     elif damage == "missing":
-        (folder / ADAPTER).unlink()
+        (folder / WEIGHTS).unlink()
     else:
-        (folder / POSITION).write_text("{")
-    fresh = parts(tiny_student)
-    step, note = restore_state(newest, *fresh)
+        (folder / "part-0.json").write_text("{")
+    other = fresh(tiny_student)
+    step, note = restore_state(newest, other)
     assert step == 2
     assert "checkpoint_2026-01-01_11-00-00.2 is not whole" in note
     assert "going on from step 2" in note
-    for one, other in zip(trainable(fresh[0]), expected, strict=True):
-        assert torch.equal(one, other)
-    advance(*fresh, 2)  # optimiser and scheduler are those of that step, too
-    for one, other in zip(trainable(fresh[0]), trainable(state[0]), strict=True):
-        assert torch.equal(one, other)
+    assert equal(other, expected)
+    advance(other, 2)  # optimiser and scheduler are those of that step, too
+    assert equal(other, state.trained())
+    assert other.learning_rate == state.learning_rate
 
 
 def test_without_a_whole_checkpoint_training_says_so(tiny_student: Any, tmp_path: Path) -> None:
-    state = parts(tiny_student)
-    only = save(tmp_path / "checkpoint_a", 1, *state)
+    state = fresh(tiny_student)
+    only = save(tmp_path / "checkpoint_a", 1, state)
     (tmp_path / "checkpoint_a" / OPTIMIZER).write_bytes(b"")
     with pytest.raises(TrainingError, match=r"optimizer\.pt is altered.*Remove .* to train from"):
-        restore_state(only, *state)
+        restore_state(only, state)
 
 
 def test_a_whole_checkpoint_is_taken_without_a_word(tiny_student: Any, tmp_path: Path) -> None:
-    state = parts(tiny_student)
-    assert restore_state(save(tmp_path / "checkpoint_a", 7, *state), *state) == (7, "")
+    state = fresh(tiny_student)
+    assert restore_state(save(tmp_path / "checkpoint_a", 7, state), state) == (7, "")
+
+
+@pytest.mark.parametrize("damage", ["a part is missing", "another step's part"])
+def test_a_checkpoint_of_shares_needs_every_part(
+    tiny_student: Any, tmp_path: Path, damage: str
+) -> None:
+    state = fresh(tiny_student)
+    newest = save(tmp_path / "checkpoint_b", 4, state)
+    first = tmp_path / "checkpoint_b" / "part-0.json"
+    content = json.loads(first.read_text())
+    first.write_text(json.dumps(content | {"parts": 2}))
+    if damage == "another step's part":
+        other = content | {"step": 2, "files": {}}
+        (tmp_path / "checkpoint_b" / "part-1.json").write_text(json.dumps(other))
+    with pytest.raises(TrainingError, match=r"part-1\.json|its parts are of steps 4 and 2"):
+        restore_state(newest, state)
 
 
 def test_the_cause_of_a_failure_is_the_first_workers_own(tmp_path: Path) -> None:

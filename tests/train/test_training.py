@@ -22,7 +22,7 @@ from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.errors import ConfigError, DataError, TrainingError
 from sp2dpo_ray.modeling.attention import attention
 from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
-from sp2dpo_ray.modeling.forward import base_of, response_logps
+from sp2dpo_ray.modeling.forward import Scorer, base_of, response_logps
 from sp2dpo_ray.modeling.layout import PLAIN, SHARED
 from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
 from sp2dpo_ray.run import Run
@@ -58,17 +58,17 @@ def material(tiny_student: Any, demo_rows: list[dict[str, Any]]) -> tuple[Any, P
 
 
 def gradient(
-    model: Any, pairs: Pairs, shares: list[list[int]], tokens: int, pad_id: int,
-    layout: str = PLAIN,
+    model: Any, pairs: Pairs, everyone: list[int], tokens: int, pad_id: int,
+    layout: str = PLAIN, world: int = 1, lockstep: bool = False,
 ) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
-    """The gradient of one step whose pairs are spread over workers as `shares` says."""
-    how = Computing(pad_id, torch.device("cpu"), tokens, layout, 1 << 20)
+    """The gradient of one step whose pairs are spread over so many workers."""
+    how = Computing(pad_id, torch.device("cpu"), tokens, layout)
     model.zero_grad()
     sums = torch.zeros(len(METRICS), dtype=torch.float64)
-    for mine in shares:
+    for rank in range(world):
         sums += accumulate(
-            model, pairs, mine, global_pairs=sum(map(len, shares)), how=how,
-            loss_of=loss_form("logistic", 0.0),
+            Scorer(model, 1 << 20), pairs, everyone, how=how, loss_of=loss_form("logistic", 0.0),
+            rank=rank, world=world, lockstep=lockstep,
         )  # fmt: skip
     flat = torch.cat([weight.grad.flatten() for weight in trainable(model)])
     return flat, means(sums)
@@ -84,15 +84,19 @@ def test_the_gradient_does_not_depend_on_workers_or_micro_batches(
 ) -> None:
     model, pairs, pad_id = material
     everyone = list(range(12))
-    whole, figures = gradient(model, pairs, [everyone], 10**6, pad_id)
+    whole, figures = gradient(model, pairs, everyone, 10**6, pad_id)
     assert whole.abs().max() > 1e-6
-    for shares, tokens in (
-        ([everyone], 300),
-        ([everyone[0::2], everyone[1::2]], 10**6),
-        ([everyone[0::5], everyone[1::5], everyone[2::5], everyone[3::5], everyone[4::5]], 500),
-        ([everyone[:11], [], everyone[11:]], 10**6),
+    for world, tokens, lockstep in (
+        (1, 300, False),
+        (2, 10**6, False),
+        (5, 500, False),
+        (5, 300, True),  # some make passes for nothing, to keep step with the others
+        (13, 10**6, False),  # one worker has no pair at all
+        (13, 10**6, True),
     ):
-        other, others = gradient(model, pairs, shares, tokens, pad_id)
+        other, others = gradient(
+            model, pairs, everyone, tokens, pad_id, world=world, lockstep=lockstep
+        )
         assert (other - whole).abs().max() <= 1e-10 * whole.abs().max()
         assert alike(others) == pytest.approx(alike(figures), rel=1e-10)
 
@@ -102,10 +106,10 @@ def test_the_shared_layout_gives_the_same_gradient_in_any_cut(
 ) -> None:
     model, pairs, pad_id = material
     everyone = list(range(12))
-    plain, figures = gradient(model, pairs, [everyone], 10**6, pad_id)
+    plain, figures = gradient(model, pairs, everyone, 10**6, pad_id)
     with attention(base_of(model), SHARED):
-        for shares, tokens in (([everyone], 10**6), ([everyone[0::2], everyone[1::2]], 300)):
-            shared, others = gradient(model, pairs, shares, tokens, pad_id, SHARED)
+        for world, tokens in ((1, 10**6), (2, 300)):
+            shared, others = gradient(model, pairs, everyone, tokens, pad_id, SHARED, world)
             # the architecture's norms compute in float32 whatever the weights are
             assert (shared - plain).abs().max() <= 1e-6 * plain.abs().max()
             assert alike(others) == pytest.approx(alike(figures), rel=1e-6)
@@ -122,13 +126,13 @@ def test_checkpointed_activations_change_no_bit(
             module.p = 0.3
     model.train()
     found, kept = [], []
-    how = Computing(pad_id, torch.device("cpu"), 10**6, layout, 1 << 20)
+    how = Computing(pad_id, torch.device("cpu"), 10**6, layout)
     with attention(base_of(model), layout):
         for setting in ("off", "on"):
             assert decide(setting, None, model, how.device).on is (setting == "on")
             torch.manual_seed(0)
-            found.append(gradient(model, pairs, [[0, 5, 7]], 400, pad_id, layout)[0])
-            kept.append(saved_bytes(lambda: pair_logps(model, pairs, [0, 5, 7], how)))
+            found.append(gradient(model, pairs, [0, 5, 7], 400, pad_id, layout)[0])
+            kept.append(saved_bytes(lambda: pair_logps(Scorer(model), pairs, [0, 5, 7], how)))
     assert torch.equal(*found)
     assert kept[1] < kept[0] / 2
 
@@ -137,10 +141,10 @@ def test_memory_decides_about_checkpointing(
     material: tuple[Any, Pairs, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, pairs, pad_id = material
-    how = Computing(pad_id, torch.device("cpu"), 10**6, PLAIN, 1 << 20)
+    how = Computing(pad_id, torch.device("cpu"), 10**6, PLAIN)
 
     def forward() -> Any:
-        return pair_logps(model.train(), pairs, [0, 1], how)
+        return pair_logps(Scorer(model.train()), pairs, [0, 1], how)
 
     needed = saved_bytes(forward)
     for free, expected in ((2 * needed, False), (needed, True)):
@@ -154,7 +158,7 @@ def test_memory_decides_about_checkpointing(
 def test_the_gradient_is_that_of_eq_5(material: tuple[Any, Pairs, int]) -> None:
     """Against autograd through one pair at a time, weighted by -beta sigmoid(-beta margin)."""
     model, pairs, pad_id = material
-    ours, figures = gradient(model, pairs, [list(range(12))], 10**6, pad_id)
+    ours, figures = gradient(model, pairs, list(range(12)), 10**6, pad_id)
     from sp2dpo_ray.modeling.layout import collate
 
     expected, losses = torch.zeros_like(ours), []
@@ -177,7 +181,7 @@ def test_a_loss_that_is_not_finite_names_its_pairs(material: tuple[Any, Pairs, i
     broken = Pairs(pairs.encoded, pairs.ref_chosen.clone(), pairs.ref_rejected, pairs.beta)
     broken.ref_chosen[3] = float("nan")
     with pytest.raises(TrainingError, match=r"its pairs are \['\w+-\d\d'\]"):
-        gradient(model, broken, [[3]], 10**6, pad_id)
+        gradient(model, broken, [3], 10**6, pad_id)
 
 
 def test_quarters_of_beta_hold_ties_together() -> None:
@@ -399,11 +403,11 @@ def test_an_interrupted_training_is_resumable(ray_cluster: None, demo_config: Pa
     assert process.returncode == 4, said
     assert "interrupted. What was finished is kept" in said
     assert "Traceback" not in said
-    assert list(run.path("train", "jmamp").rglob("position.json"))
+    assert list(run.path("train", "jmamp").rglob("part-0.json"))
 
 
 def wait_for_checkpoint(process: subprocess.Popen, folder: Path) -> None:
     deadline = time.monotonic() + 120
-    while not list(folder.rglob("position.json")) and time.monotonic() < deadline:
+    while not list(folder.rglob("part-0.json")) and time.monotonic() < deadline:
         assert process.poll() is None, "training ended before it could be stopped"
         time.sleep(0.02)

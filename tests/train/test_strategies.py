@@ -1,0 +1,94 @@
+"""Strategies: whatever lies on which worker, the training is the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sp2dpo_ray.config import LoraSection, TrainSection
+from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
+from sp2dpo_ray.modeling.student import load_tokenizer
+from sp2dpo_ray.train.task import Pairs
+from tests.train.workers import Job, train_together
+
+SHARES = ("zero2", "zero3", "fsdp")
+LORA = LoraSection(r=4, dropout=0)
+TRAIN = {"precision": "fp32", "pairs_per_step": 4, "tokens_per_batch": 300, "epochs": 2,
+         "learning_rate": 1e-3, "gpus_per_worker": 0, "workers": 2}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_student: Any, demo_rows: list[dict[str, Any]]) -> Pairs:
+    """Eleven pairs: the last step leaves the second worker with fewer of them than the first."""
+    rows = [
+        Pair(row["prompt_id"], [{"role": "user", "content": row["prompt"]}], row["chosen"],
+             row["rejected"])
+        for row in demo_rows[:11]
+    ]  # fmt: skip
+    encoded = encode_pairs(rows, load_tokenizer(tiny_student), Encoding(256, 128))
+    reference = torch.linspace(-200, -100, 11)
+    return Pairs(encoded, reference, reference.flip(0), torch.linspace(0.03, 0.3, 11))
+
+
+@pytest.fixture(scope="module")
+def results(
+    tiny_student: Any, pairs: Pairs, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, dict[str, dict[str, Any]]]:
+    """What came of every job, by the number of workers."""
+    folder = tmp_path_factory.mktemp("strategies")
+
+    def job(strategy: str, lora: LoraSection | None = LORA, **more: Any) -> Job:
+        given = {name: more.pop(name) for name in tuple(more) if name in TrainSection.model_fields}
+        options = TrainSection(**(TRAIN | {"strategy": strategy} | given))
+        return Job(tiny_student, pairs, options, lora, folder / strategy, **more)
+
+    alone = {"lora": job("ddp"), "full": job("ddp", None)}
+    together = {"ddp lora": job("ddp", save_at=3), "ddp resumed": job("ddp", restore=True,
+                save_at=3)}  # fmt: skip
+    for name in SHARES:
+        together[f"{name} lora"] = job(name, save_at=3)
+        together[f"{name} resumed"] = job(name, save_at=3, restore=True)
+        together[f"{name} full"] = job(name, None, gradient_checkpointing="on")
+        together[f"{name} peft"] = job(name, fused_lora=False)
+    found = {2: train_together(together, 2, folder)}
+    # FSDP's state serves another number of workers
+    alone["fsdp resumed"] = job("fsdp", save_at=3, restore=True)
+    return found | {1: train_together(alone, 1, folder)}
+
+
+def same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-5) -> None:
+    assert one["losses"] == pytest.approx(other["losses"], rel=tolerance)
+    assert one["norms"] == pytest.approx(other["norms"], rel=10 * tolerance)
+    assert one["trained"].keys() == other["trained"].keys()
+    for name, tensor in one["trained"].items():
+        assert torch.allclose(tensor.float(), other["trained"][name], atol=20 * tolerance), name
+
+
+@pytest.mark.parametrize("how", ["lora", "full", "peft"])
+@pytest.mark.parametrize("strategy", SHARES)
+def test_shares_train_as_one_worker_that_holds_everything(
+    results: Any, strategy: str, how: str
+) -> None:
+    alone = results[1]["full" if how == "full" else "lora"]
+    assert abs(alone["losses"][-1] - alone["losses"][0]) > 1e-3
+    same(results[2][f"{strategy} {how}"], alone)
+
+
+def test_two_whole_students_train_as_one(results: Any) -> None:
+    same(results[2]["ddp lora"], results[1]["lora"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", *SHARES])
+def test_a_saved_state_goes_on_to_the_same_bits(results: Any, strategy: str) -> None:
+    whole, resumed = (results[2][f"{strategy} {how}"] for how in ("lora", "resumed"))
+    assert resumed["losses"] == whole["losses"][3:]
+    for name, tensor in whole["trained"].items():
+        assert torch.equal(tensor, resumed["trained"][name]), name
+
+
+def test_fsdp_goes_on_with_another_number_of_workers(results: Any) -> None:
+    whole, resumed = results[2]["fsdp lora"], results[1]["fsdp resumed"]
+    assert resumed["losses"] == pytest.approx(whole["losses"][3:], rel=1e-5)
