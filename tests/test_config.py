@@ -47,13 +47,22 @@ def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None
         ("train.lerning_rate=1", "train.lerning_rate: unknown key"),
         ("teachers.0.limits.rpmm=3", "teachers[0].limits.rpmm: unknown key"),
         ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1, got 0"),
-        ("train.precision=fp8", "train.precision: Input should be 'bf16', 'fp32' or 'nf4', got 'fp8'"),
+        (
+            "train.precision=fp8",
+            "train.precision: Input should be 'bf16', 'fp32' or 'nf4', got 'fp8'",
+        ),
         (
             "mapping.beta_min=0.5",
             "mapping: the envelope needs 0 < beta_min <= beta_max, got [0.5, 0.3]",
         ),
         ("train.max_prompt_length=4096", "max_prompt_length must be below max_length"),
         ("train.pairs_per_step=2", "workers must not exceed pairs_per_step, got 4 and 2"),
+        ("train.workers=[4, 2]", "workers: the least must not exceed the most, got (4, 2)"),
+        ("train.workers=[1, 65]", "workers must not exceed pairs_per_step, got (1, 65) and 64"),
+        ("train.workers=0", "train.workers"),
+        ("train={strategy: zero2, workers: [1, 2]}", "zero2 needs a fixed number of workers"),
+        ("train={strategy: fsdp, precision: nf4}", "fsdp cannot share out weights in 4 bits"),
+        ("train={strategy: fsdp, optimizer: paged_adamw_32bit}", "does not know the shares"),
         ("teachers=[]", "teachers: Tuple should have at least 1 item"),
         ("teachers.0.name=A b", "teachers[0].name: String should match pattern"),
         ("teachers.0.provider=acme", "teachers[0].provider: Input should be 'openai'"),
@@ -93,6 +102,12 @@ def test_broken_rules_are_named_by_their_dotted_key(
 
 API = "teachers=[{name: a, provider: gemini, model: m, api_key_env: K%s}]"
 PRICED = ", price: {input: 1, output: 2, as_of: 2026-01-01}"
+
+
+def test_frozen_weights_in_four_bits_are_not_trained(minimal: str) -> None:
+    with pytest.raises(ConfigError, match=r"nf4 keeps frozen weights"):
+        load_config(minimal, ("train.precision=nf4", "student.lora=null"))
+    assert load_config(minimal, ("student.lora=null",)).training["lora"] is None
 
 
 def test_pairs_that_must_not_leave_refuse_every_api(minimal: str) -> None:
