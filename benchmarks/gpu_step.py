@@ -119,7 +119,7 @@ def make_model(shape: str, device: torch.device, attention: str) -> Any:
 
 def ours(chosen: Any, pairs: list[Any], device: torch.device, layout: str = "shared") -> Any:
     from sp2dpo_ray.config import LoraSection
-    from sp2dpo_ray.modeling.attention import IMPLEMENTATION
+    from sp2dpo_ray.modeling.attention import implementation
     from sp2dpo_ray.modeling.encode import EncodedPair
     from sp2dpo_ray.modeling.forward import Scorer
     from sp2dpo_ray.modeling.student import add_adapter, trainable
@@ -128,7 +128,7 @@ def ours(chosen: Any, pairs: list[Any], device: torch.device, layout: str = "sha
     from sp2dpo_ray.train.task import Pairs
 
     model = add_adapter(
-        make_model(chosen.shape, device, IMPLEMENTATION[layout]), LoraSection(), seed=0
+        make_model(chosen.shape, device, implementation(layout)), LoraSection(), seed=0
     )
     how = Computing(0, device, chosen.tokens_per_batch, layout)
     score = Scorer(model, 256 << 20)

@@ -64,7 +64,7 @@ def measure(case: Case) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     from sp2dpo_ray.config import LoraSection
-    from sp2dpo_ray.modeling.attention import IMPLEMENTATION
+    from sp2dpo_ray.modeling.attention import implementation
     from sp2dpo_ray.modeling.encode import EncodedPair
     from sp2dpo_ray.modeling.forward import Scorer
     from sp2dpo_ray.modeling.layout import two_row_tokens
@@ -78,7 +78,7 @@ def measure(case: Case) -> dict[str, Any]:
         vocab_size=case.vocabulary, hidden_size=256, intermediate_size=768, num_hidden_layers=8,
         num_attention_heads=8, num_key_value_heads=4, head_dim=32, tie_word_embeddings=True,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(shape, attn_implementation=IMPLEMENTATION[case.layout])
+    model = AutoModelForCausalLM.from_config(shape, attn_implementation=implementation(case.layout))
     model = add_adapter(model.requires_grad_(False), LoraSection(), seed=0).train()
     draw = np.random.default_rng(0)
     encoded = [

@@ -146,6 +146,8 @@ class TrainSection(Section):
     """Most memory that the logits of response tokens may take at once, in MiB."""
     fused_lora: bool = True
     """Compute base layer and adapter together; off: through PEFT's own layers."""
+    varlen_attention: bool = True
+    """On a CUDA GPU in bf16, one attention kernel for all pairs of a row; off: each by itself."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Compute activations again on the way back; `auto` measures the first batch and decides."""
     precision: Literal["bf16", "fp32", "nf4"] = "bf16"

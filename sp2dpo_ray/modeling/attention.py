@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,7 +22,15 @@ from transformers import AttentionInterface
 from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.modeling.layout import PLAIN, SHARED, Segment
 
-PAIRS = "sp2dpo_pairs"  # its name among the implementations that transformers knows
+# their names among the implementations that transformers knows
+PAIRS = "sp2dpo_pairs"
+VARLEN = "sp2dpo_varlen"  # the same by one kernel a layer, on a CUDA GPU in 16 bits
+HALVES = (torch.bfloat16, torch.float16)
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # an older torch: every pair by itself
+    varlen_attn = None
 
 
 def pair_attention(
@@ -41,16 +51,7 @@ def pair_attention(
     The chosen branch is plain causal attention over [prompt | chosen]; the rejected response asks
     [prompt | rejected]. sliding_window: how many tokens back a layer may look, itself included.
     """
-    if segments is None:
-        raise TrainingError(
-            f"student.model: {type(module).__name__} is not told where the pairs of a row lie; "
-            "set train.layout: plain for this architecture"
-        )
-    if other.get("softcap") is not None or other.get("s_aux") is not None:
-        raise TrainingError(
-            f"student.model: {type(module).__name__} has a softcap or sinks in its attention; "
-            "set train.layout: plain for this architecture"
-        )
+    segments = _told(module, segments, other)
     grouped = query.shape[1] != key.shape[1]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -74,6 +75,93 @@ def pair_attention(
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
+def _told(
+    module: Any, segments: tuple[Segment, ...] | None, other: dict[str, Any]
+) -> tuple[Segment, ...]:
+    """The segments of a row; TrainingError for an architecture that needs more than those."""
+    if segments is None:
+        raise TrainingError(
+            f"student.model: {type(module).__name__} is not told where the pairs of a row lie; "
+            "set train.layout: plain for this architecture"
+        )
+    if other.get("softcap") is not None or other.get("s_aux") is not None:
+        raise TrainingError(
+            f"student.model: {type(module).__name__} has a softcap or sinks in its attention; "
+            "set train.layout: plain for this architecture"
+        )
+    return segments
+
+
+def varlen_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: tuple[Segment, ...] | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **other: Any,
+) -> tuple[Tensor, None]:
+    """What `pair_attention` computes, by one kernel for all pairs where there is such a one.
+
+    A row [prompt | chosen | rejected] is two sequences of queries, prompt + chosen and rejected;
+    the keys of the second are those of prompt + rejected, gathered. The kernel's causal mask ends
+    at the last query and key of a sequence, so a rejected token sees the whole prompt.
+    """
+    if dropout or not kernel_serves(query):
+        return pair_attention(
+            module, query, key, value, attention_mask, segments=segments, dropout=dropout,
+            scaling=scaling, sliding_window=sliding_window, **other,
+        )  # fmt: skip
+    ragged = ragged_of(_told(module, segments, other), query.device)
+    keys, values = (x[0].transpose(0, 1)[ragged.keys_K] for x in (key, value))
+    found = varlen_attn(
+        query[0].transpose(0, 1).contiguous(), keys, values, ragged.starts_q, ragged.starts_k,
+        ragged.longest_q, ragged.longest_k, scale=scaling, enable_gqa=True,
+        window_size=(sliding_window - 1 if sliding_window else -1, 0),
+    )  # fmt: skip
+    return found[None], None
+
+
+def kernel_serves(query: Tensor) -> bool:
+    return varlen_attn is not None and query.is_cuda and query.dtype in HALVES
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """A row as sequences of queries and of keys: where each starts, the longest of them, and the
+    row's token behind each of the K keys."""
+
+    starts_q: Tensor
+    starts_k: Tensor
+    longest_q: int
+    longest_k: int
+    keys_K: Tensor
+
+
+@lru_cache(maxsize=4)  # every layer of a batch asks for the same
+def ragged_of(segments: tuple[Segment, ...], device: torch.device) -> Ragged:
+    queries, keys, places = [], [], []
+    for each in segments:
+        first, second = each.prompt + each.chosen, each.prompt + each.rejected
+        queries += [first, each.rejected] if each.rejected else [first]
+        keys += [first, second] if each.rejected else [first]
+        places.append(torch.arange(each.start, each.start + first))
+        if each.rejected:
+            behind = each.start + first
+            places.append(torch.arange(each.start, each.start + each.prompt))
+            places.append(torch.arange(behind, behind + each.rejected))
+    with torch.inference_mode(False):  # kept, as the masks are
+        starts = [
+            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+            for lengths in (queries, keys)
+        ]
+        return Ragged(*starts, max(queries), max(keys), torch.cat(places).to(device))
+
+
 @lru_cache(maxsize=16)
 def _mask(
     few: int, many: int, window: int | None, dtype: torch.dtype, device: torch.device
@@ -91,9 +179,15 @@ def _mask(
 
 # a name of its own, and no mask function under it: transformers then builds no T x T mask
 AttentionInterface.register(PAIRS, pair_attention)
+AttentionInterface.register(VARLEN, varlen_attention)
+
+SHARING = frozenset({PAIRS, VARLEN})
 
 
-IMPLEMENTATION = {SHARED: PAIRS, PLAIN: "sdpa"}
+def implementation(layout: str, varlen: bool = True) -> str:
+    """The attention that a layout needs. varlen: whether one kernel may serve all pairs of a row,
+    where there is one."""
+    return {SHARED: VARLEN if varlen else PAIRS, PLAIN: "sdpa"}[layout]
 
 
 @contextmanager
@@ -104,7 +198,7 @@ def attention(model: Any, layout: str) -> Iterator[None]:
     find the same attention. `load_model` sets it for good.
     """
     before = model.config._attn_implementation
-    model.set_attn_implementation(IMPLEMENTATION[layout])
+    model.set_attn_implementation(implementation(layout))
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sp2dpo_ray.errors import TrainingError
-from sp2dpo_ray.modeling.attention import PAIRS, attention
+from sp2dpo_ray.modeling.attention import SHARING, attention
 from sp2dpo_ray.modeling.head import head_logps
 from sp2dpo_ray.modeling.layout import PLAIN, Batch
 from sp2dpo_ray.objectives.logps import sum_by_row, token_logps
@@ -62,7 +62,7 @@ class Scorer(nn.Module):
 
 
 def _decode(causal: Any, batch: Batch) -> Tensor:
-    shared = causal.config._attn_implementation == PAIRS
+    shared = causal.config._attn_implementation in SHARING
     if shared != bool(batch.segments):  # the other attention would not notice, and be wrong
         raise ValueError(
             f"the model attends for shared prompts: {shared}; the batch does not agree"

@@ -24,7 +24,7 @@ from sp2dpo_ray.config import LoraSection
 from sp2dpo_ray.core.files import ADAPTER, MERGED
 from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
 from sp2dpo_ray.errors import ConfigError, TrainingError
-from sp2dpo_ray.modeling.attention import IMPLEMENTATION
+from sp2dpo_ray.modeling.attention import implementation
 from sp2dpo_ray.modeling.layout import PLAIN
 from sp2dpo_ray.modeling.lora import speed_up
 
@@ -88,7 +88,9 @@ def load_tokenizer(student: StudentRef) -> Any:
     return tokenizer
 
 
-def load_model(student: StudentRef, precision: str, layout: str = PLAIN) -> Any:
+def load_model(
+    student: StudentRef, precision: str, layout: str = PLAIN, *, varlen: bool = True
+) -> Any:
     """The frozen base model, in evaluation mode, attending for that layout."""
     model = AutoModelForCausalLM.from_pretrained(
         student.model,
@@ -96,7 +98,7 @@ def load_model(student: StudentRef, precision: str, layout: str = PLAIN) -> Any:
         dtype=DTYPES[precision],
         use_safetensors=True,
         trust_remote_code=False,
-        attn_implementation=IMPLEMENTATION[layout],
+        attn_implementation=implementation(layout, varlen),
         quantization_config=_four_bit() if precision == QUANTIZED else None,
     )
     return model.requires_grad_(False).eval()
@@ -125,9 +127,10 @@ def student_to_train(
     layout: str,
     seed: int,
     fused: bool,
+    varlen: bool = True,
 ) -> Any:
     """The student with what is trained marked: fresh adapters, or without `lora` every weight."""
-    model = load_model(student, precision, layout)
+    model = load_model(student, precision, layout, varlen=varlen)
     if lora is None:
         return model.requires_grad_(True)
     return add_adapter(model, lora, seed=seed, fused=fused)

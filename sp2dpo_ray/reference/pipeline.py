@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +22,7 @@ from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
 from sp2dpo_ray.modeling.encode import EncodedPair, Encoding, encode_pairs
 from sp2dpo_ray.modeling.forward import check_forward, response_logps
 from sp2dpo_ray.modeling.layout import PLAIN, collate, plan_batches
-from sp2dpo_ray.modeling.student import StudentRef, load_model, load_tokenizer
+from sp2dpo_ray.modeling.student import QUANTIZED, StudentRef, load_model, load_tokenizer
 
 PAIRS_PER_BLOCK = 64
 REFERENCE_SCHEMA = pa.schema(
@@ -47,8 +48,14 @@ class ReferenceSpec:
     tokens_per_batch: int
     layout: str
     head_bytes: int
+    varlen: bool
     actors: int
     gpus_per_actor: float
+
+
+def _load(spec: ReferenceSpec, device: torch.device) -> Any:
+    model = load_model(spec.student, spec.precision, spec.layout, varlen=spec.varlen)
+    return model if spec.precision == QUANTIZED else model.to(device)
 
 
 class ReferenceActor:
@@ -58,7 +65,7 @@ class ReferenceActor:
         self._spec = spec
         self._device = torch.device("cuda" if spec.gpus_per_actor else "cpu")
         self._tokenizer = load_tokenizer(spec.student)
-        self._model = load_model(spec.student, spec.precision, spec.layout).to(self._device)
+        self._model = _load(spec, self._device)
         self._checked = False
 
     @torch.inference_mode()

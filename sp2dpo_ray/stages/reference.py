@@ -44,6 +44,7 @@ def reference(run: Run) -> Summary:
             train.tokens_per_batch,
             train.layout,
             train.head_mib << 20,
+            train.varlen_attention,
             train.least_workers,
             train.gpus_per_worker,
         )

@@ -41,7 +41,13 @@ def train_worker(config: dict[str, Any]) -> None:
     plan = steps_of(len(pairs), options.pairs_per_step, options.epochs, options.seed)
     weights, autocast = weights_of(options, task.lora)
     model = student_to_train(
-        task.student, task.lora, weights, options.layout, options.seed, options.fused_lora
+        task.student,
+        task.lora,
+        weights,
+        options.layout,
+        options.seed,
+        options.fused_lora,
+        options.varlen_attention,
     )
     model = model if weights == QUANTIZED else model.to(device)
     strategy = strategy_of(options.strategy, model, Setup(options, device, len(plan), autocast))

@@ -122,6 +122,46 @@ def test_batches_hold_every_pair_once_within_the_budget(
             assert made.ids_RT.numel() == sum(row_tokens(pairs[i], SHARED) for i in index)
 
 
+def kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts_q: torch.Tensor,
+    starts_k: torch.Tensor, longest_q: int, longest_k: int, *, scale: float,
+    window_size: tuple[int, int], enable_gqa: bool,
+) -> torch.Tensor:  # fmt: skip
+    """What torch's `varlen_attn` says of itself, a sequence at a time: causal from the last query
+    and key backwards, no more than `window_size[0]` keys back."""
+    assert starts_q.dtype == starts_k.dtype == torch.int32
+    assert window_size[1] == 0
+    assert longest_q == starts_q.diff().max()
+    assert longest_k == starts_k.diff().max()
+    parts = []
+    for a, b, c, d in zip(starts_q, starts_q[1:], starts_k, starts_k[1:], strict=True):
+        q, k, v = (x.transpose(0, 1) for x in (query[a:b], key[c:d], value[c:d]))
+        back = torch.arange(d - c - (b - a), d - c)[:, None] - torch.arange(d - c)
+        seen = (back >= 0) & ((window_size[0] < 0) | (back <= window_size[0]))
+        parts.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, seen, scale=scale, enable_gqa=enable_gqa
+            ).transpose(0, 1)
+        )
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_kernel_for_all_pairs_is_given_the_same_attention(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a kernel of torch does it; here one that is written after its description."""
+    model, pairs = make_model(name), pairs_of([*LENGTHS, (4, 3, 0)])
+    expected, gradients = logps_and_gradients(model, pairs, PLAIN)
+    monkeypatch.setattr("sp2dpo_ray.modeling.attention.varlen_attn", kernel)
+    monkeypatch.setattr("sp2dpo_ray.modeling.attention.kernel_serves", lambda query: True)
+    found, ours = logps_and_gradients(model, pairs, SHARED)
+    assert (found - expected).abs().max().item() <= 1e-10 * expected.abs().max().item()
+    for one, other in zip(ours, gradients, strict=True):
+        if one is not None:
+            assert (one - other).abs().max().item() <= 1e-10 * max(other.abs().max().item(), 1)
+
+
 def test_what_an_inference_pass_leaves_behind_serves_training() -> None:
     model, pairs = make_model("llama"), pairs_of([(7, 3, 11)])
     with torch.inference_mode(), attention(model, SHARED):
