@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,8 @@ def kernel(
     assert longest_q == starts_q.diff().max()
     assert longest_k == starts_k.diff().max()
     parts = []
-    for a, b, c, d in zip(starts_q, starts_q[1:], starts_k, starts_k[1:], strict=True):
+    places = zip(pairwise(starts_q.tolist()), pairwise(starts_k.tolist()), strict=True)
+    for (a, b), (c, d) in places:
         q, k, v = (x.transpose(0, 1) for x in (query[a:b], key[c:d], value[c:d]))
         back = torch.arange(d - c - (b - a), d - c)[:, None] - torch.arange(d - c)
         seen = (back >= 0) & ((window_size[0] < 0) | (back <= window_size[0]))
