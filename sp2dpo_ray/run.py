@@ -13,7 +13,6 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,10 @@ from sp2dpo_ray.core.artifact import (
 )
 from sp2dpo_ray.core.files import PAIRS_TABLE
 from sp2dpo_ray.core.hashing import sha256_hex
+from sp2dpo_ray.core.versions import package_versions
 from sp2dpo_ray.errors import ArtifactError, Stopped
 
 Summary = dict[str, Any]
-RECORDED_PACKAGES = (
-    "numpy", "pyarrow", "ray", "torch", "transformers", "peft",
-    "openai", "google-genai", "dashscope",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +101,7 @@ class Run:
             "config": self.config.resolved,
             "code_version": __version__,
             "python": platform.python_version(),
-            "packages": {
-                name: version for name in RECORDED_PACKAGES if (version := _version(name))
-            },
+            "packages": package_versions(),
         }
         write_atomically(self.path("lambda.json"), json.dumps(content, indent=2, sort_keys=True))
 
@@ -124,10 +118,3 @@ class Run:
                     "another name: --set run.name=..."
                 ) from None
             yield
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -50,22 +50,6 @@ def accuracy_of(margin_N: Floats) -> Floats:
     return np.where(margin_N == 0, 0.5, (margin_N > 0).astype(np.float64))
 
 
-def group_scores(margin_N: Floats, groups: list[str]) -> dict[str, dict[str, float]]:
-    """Accuracy, mean margin and count of each group of pairs, and of all."""
-    names = np.array(groups, dtype=object)
-    parts = {"all": np.ones(len(margin_N), dtype=bool)}
-    parts |= {str(name): names == name for name in sorted(set(groups))}
-    return {
-        name: {
-            "accuracy": float(accuracy_of(margin_N[part]).mean()),
-            "margin": float(margin_N[part].mean()),
-            "pairs": int(part.sum()),
-        }
-        for name, part in parts.items()
-        if part.any()
-    }
-
-
 def compare_arms(margins: dict[str, tuple[list[str], Floats]], baseline: str) -> list[ArmScore]:
     """Score every arm against the baseline, which comes first.
 

@@ -23,6 +23,7 @@ from sp2dpo_ray.modeling.encode import EncodedPair, Encoding, encode_pairs
 from sp2dpo_ray.modeling.forward import check_forward, response_logps
 from sp2dpo_ray.modeling.layout import PLAIN, collate, plan_batches
 from sp2dpo_ray.modeling.student import QUANTIZED, StudentRef, load_model, load_tokenizer
+from sp2dpo_ray.reference.parts import Parts
 
 PAIRS_PER_BLOCK = 64
 REFERENCE_SCHEMA = pa.schema(
@@ -104,30 +105,47 @@ class ReferenceActor:
 
 
 def reference_logps(
-    pairs: pa.Table, spec: ReferenceSpec, *, progress: Callable[[int, str], None]
+    pairs: pa.Table, spec: ReferenceSpec, parts: Parts, *, progress: Callable[[int, str], None]
 ) -> pa.Table:
     """Log-probabilities of both responses of every pair under the frozen student.
 
-    progress(pairs, note) is told as blocks are done.
+    parts: what an interrupted pass left, and where finished blocks are kept. progress(pairs, note)
+    is told as blocks are done.
     """
-    # blocks of like length: less padding, and blocks of like cost
-    size = pc.add(pc.utf8_length(pairs["chosen"]), pc.utf8_length(pairs["rejected"]))
-    order = pc.sort_indices(size, sort_keys=[("", "descending")])
-    ranked = pairs.select([field.name for field in PAIR_FIELDS]).take(order)
-    # blocks cut here rather than by Ray tasks: actors may hold every core of a small cluster, and
-    # a task would then wait for them for ever
-    blocks = [ranked.slice(i, PAIRS_PER_BLOCK) for i in range(0, len(ranked), PAIRS_PER_BLOCK)]
-    rows = ray.data.from_arrow(blocks).map_batches(
-        ReferenceActor,
-        fn_constructor_args=(spec,),
-        batch_size=PAIRS_PER_BLOCK,
-        batch_format="pyarrow",
-        num_cpus=1,
-        num_gpus=spec.gpus_per_actor,
-        compute=ActorPoolStrategy(size=spec.actors),
-    )
-    done = []
-    for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-        done.append(block)
-        progress(block.num_rows, "")
+    done = parts.read()
+    known = set().union(*(block["prompt_id"].to_pylist() for block in done))
+    if known:
+        progress(len(known), "from before the interruption")
+    # a block is done or not: cut as in the pass before, it holds the same pairs and batches, and
+    # so the same numbers to the bit
+    open_blocks = [
+        block for block in _blocks(pairs) if not known.issuperset(block["prompt_id"].to_pylist())
+    ]
+    if open_blocks:
+        rows = ray.data.from_arrow(open_blocks).map_batches(
+            ReferenceActor,
+            fn_constructor_args=(spec,),
+            batch_size=PAIRS_PER_BLOCK,
+            batch_format="pyarrow",
+            num_cpus=1,
+            num_gpus=spec.gpus_per_actor,
+            compute=ActorPoolStrategy(size=min(spec.actors, len(open_blocks))),
+        )
+        for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+            parts.keep(block)
+            done.append(block)
+            progress(block.num_rows, "")
     return pa.concat_tables(done).sort_by("prompt_id").combine_chunks()
+
+
+def _blocks(pairs: pa.Table) -> list[pa.Table]:
+    """Blocks of like length: less padding, and blocks of like cost. Cut here rather than by Ray
+    tasks: actors may hold every core of a small cluster, and a task would then wait for them for
+    ever."""
+    size = pc.add(pc.utf8_length(pairs["chosen"]), pc.utf8_length(pairs["rejected"]))
+    order = pc.sort_indices(
+        pa.table({"size": size, "prompt_id": pairs["prompt_id"]}),
+        sort_keys=[("size", "descending"), ("prompt_id", "ascending")],
+    )
+    ranked = pairs.select([field.name for field in PAIR_FIELDS]).take(order)
+    return [ranked.slice(i, PAIRS_PER_BLOCK) for i in range(0, len(ranked), PAIRS_PER_BLOCK)]

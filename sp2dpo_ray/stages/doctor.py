@@ -10,7 +10,6 @@ import asyncio
 import os
 import platform
 import shutil
-from importlib import metadata
 from typing import Any
 
 from sp2dpo_ray.annotate.preflight import judge
@@ -20,8 +19,9 @@ from sp2dpo_ray.core.annotation import Outcome, read_answer
 from sp2dpo_ray.core.calls import calls_of
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.prompts import load_prompts
+from sp2dpo_ray.core.versions import RECORDED, version_of
 from sp2dpo_ray.errors import Sp2dpoError
-from sp2dpo_ray.run import RECORDED_PACKAGES, Run, Summary
+from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.teachers.base import Reply, identity
 from sp2dpo_ray.teachers.catalogue import make_teacher, settings_of
 
@@ -39,7 +39,7 @@ def doctor(run: Run) -> Summary:
     problems: list[str] = []
     summary: Summary = {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in RECORDED_PACKAGES},
+        "packages": {name: version_of(name) for name in RECORDED},
         "cores": os.cpu_count(),
         "gpus": _gpus(),
         "disk_free_gb": round(shutil.disk_usage(_existing(run)).free / 1e9, 1),
@@ -89,13 +89,6 @@ async def _ask(made: Any, teacher: TeacherSection, config: Config) -> Reply:
         return Reply(Outcome.TRANSPORT, detail=detail)
     finally:
         await made.close()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _gpus() -> int:

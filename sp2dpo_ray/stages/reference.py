@@ -21,6 +21,7 @@ from sp2dpo_ray.core.artifact import Draft, Provenance
 from sp2dpo_ray.core.files import EVAL, REFERENCE, TRAIN
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
 from sp2dpo_ray.modeling.encode import Encoding
+from sp2dpo_ray.reference.parts import Parts
 from sp2dpo_ray.reference.pipeline import ReferenceSpec, reference_logps
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.student import student_ref
@@ -48,9 +49,11 @@ def reference(run: Run) -> Summary:
             train.least_workers,
             train.gpus_per_worker,
         )
+        parts = Parts(run.path("reference", f".{provenance.key[:16]}-parts"))
         with bar("reference: pairs", pairs.num_rows) as advance:
-            table = reference_logps(pairs, spec, progress=advance)
+            table = reference_logps(pairs, spec, parts, progress=advance)
         draft.write_table(REFERENCE, table)
+        parts.discard()
         draft.summary |= {
             "pairs": table.num_rows,
             "tokens": sum(

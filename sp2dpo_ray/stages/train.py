@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sp2dpo_ray.console import bar
@@ -34,7 +34,7 @@ from sp2dpo_ray.core.files import (
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
 from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.errors import DataError
-from sp2dpo_ray.evaluate.compare import group_scores
+from sp2dpo_ray.evaluate.held_out import SOURCE, UNKNOWN, held_out_figures
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.reference import reference_folder
 from sp2dpo_ray.stages.student import student_ref
@@ -42,7 +42,6 @@ from sp2dpo_ray.train.launch import train_arm
 from sp2dpo_ray.train.task import TrainTask
 
 CHECKPOINTS = "checkpoints"
-UNKNOWN = "unknown"
 
 
 def train(run: Run, arm_name: str | None = None) -> Summary:
@@ -155,8 +154,7 @@ def _training_figures(path: Path) -> Summary:
 
 
 def _held_out_figures(run: Run, folder: Path) -> dict[str, Any]:
-    """Join the panel's view of the held-out pairs to the workers' margins; scores in total, by
-    category and by the schedule's beta."""
+    """Join what is known of the held-out pairs to the workers' margins, and score them."""
     table = pq.read_table(folder / HELD_OUT)
     ids = table["prompt_id"].to_pylist()
     seen = _seen_by_panel(run)
@@ -167,28 +165,13 @@ def _held_out_figures(run: Run, folder: Path) -> dict[str, Any]:
         ("schedule_beta", pa.array(beta, pa.float64(), from_pandas=True)),
     ):
         table = table.append_column(name, values)
+    if SOURCE in pq.read_schema(run.pairs_file(EVAL)).names:
+        pairs = pq.read_table(run.pairs_file(EVAL), columns=["prompt_id", SOURCE])
+        rows = pc.index_in(table["prompt_id"].combine_chunks(), pairs["prompt_id"])
+        table = table.append_column(SOURCE, pairs[SOURCE].take(rows).cast(pa.string()))
     pq.write_table(table, folder / EVAL_PAIRS)
     (folder / HELD_OUT).unlink()
-    if not ids:
-        return {"pairs": 0}
-    margin = table["margin"].to_numpy().astype(np.float64)
-    scores = group_scores(margin, categories)
-    bins = group_scores(margin, quarters(beta))
-    return scores.pop("all") | {
-        "by_category": scores,
-        "by_beta": {name: row for name, row in bins.items() if name not in ("all", UNKNOWN)},
-    }
-
-
-def quarters(beta: np.ndarray) -> list[str]:
-    """For each pair the quarter of the betas that it lies in, by its bounds; ties stay together."""
-    known = beta[~np.isnan(beta)]
-    if not len(known):
-        return [UNKNOWN] * len(beta)
-    edges = np.unique(np.quantile(known, (0, 0.25, 0.5, 0.75, 1)))
-    place = np.clip(np.searchsorted(edges, beta, side="right") - 1, 0, max(len(edges) - 2, 0))
-    names = [f"{low:.3f} to {high:.3f}" for low, high in pairwise(edges)] or [f"{edges[0]:.3f}"]
-    return [UNKNOWN if np.isnan(b) else names[k] for b, k in zip(beta, place, strict=True)]
+    return held_out_figures(table)
 
 
 def _seen_by_panel(run: Run) -> dict[str, tuple[str, float]]:

@@ -22,6 +22,7 @@ from sp2dpo_ray.train.checkpoint import restore_state, save_state
 from sp2dpo_ray.train.held_out import score_held_out
 from sp2dpo_ray.train.memory import decide
 from sp2dpo_ray.train.metrics import MetricsLog, beta_percentiles, means, new_sums
+from sp2dpo_ray.train.record import write_record
 from sp2dpo_ray.train.step import Computing, accumulate, loss_form, pair_logps, reduce_sums
 from sp2dpo_ray.train.strategies import Setup, strategy_of
 from sp2dpo_ray.train.task import TrainTask, load_training_pairs
@@ -60,7 +61,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
     strategy.model.train()
     largest = how.batches(pairs, range(len(pairs)))[0]
-    decide(
+    memory = decide(
         options.gradient_checkpointing,
         lambda: loss_of(
             pair_logps(strategy.score, pairs, largest, how), pairs.beta[largest].to(device)
@@ -68,6 +69,8 @@ def train_worker(config: dict[str, Any]) -> None:
         strategy.model,
         device,
     )
+    if rank == 0:
+        write_record(task, tokenizer, pairs, plan, memory, device)
     window, seen, clock = new_sums(device), [], time.perf_counter()
     for step in range(done + 1, len(plan) + 1):
         torch.manual_seed(hash_seed(options.seed, step, rank))  # LoRA dropout

@@ -6,21 +6,13 @@ import numpy as np
 import pytest
 
 from sp2dpo_ray.errors import ArtifactError
-from sp2dpo_ray.evaluate.compare import accuracy_of, compare_arms, group_scores
+from sp2dpo_ray.evaluate.compare import accuracy_of, compare_arms
 
 IDS = [f"p{i}" for i in range(400)]
 
 
 def test_ties_count_half() -> None:
     assert accuracy_of(np.array([-1.0, 0.0, 2.0])).tolist() == [0.0, 0.5, 1.0]
-
-
-def test_groups_add_up() -> None:
-    margin = np.array([1.0, -1.0, 3.0, -2.0])
-    scores = group_scores(margin, ["Style", "Safety", "Safety", "Safety"])
-    assert scores["all"] == {"accuracy": 0.5, "margin": 0.25, "pairs": 4}
-    assert scores["Style"] == {"accuracy": 1.0, "margin": 1.0, "pairs": 1}
-    assert scores["Safety"]["margin"] == 0.0
 
 
 def test_equal_arms_are_not_told_apart() -> None:

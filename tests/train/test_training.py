@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +27,11 @@ from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
 from sp2dpo_ray.modeling.forward import Scorer, base_of, response_logps
 from sp2dpo_ray.modeling.layout import PLAIN, SHARED
 from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
+from sp2dpo_ray.reference.parts import Parts
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
-from sp2dpo_ray.stages.train import quarters, train
+from sp2dpo_ray.stages.student import student_ref
+from sp2dpo_ray.stages.train import train
 from sp2dpo_ray.train.loop import steps_of
 from sp2dpo_ray.train.memory import decide, saved_bytes
 from sp2dpo_ray.train.metrics import METRICS, means
@@ -184,16 +188,6 @@ def test_a_loss_that_is_not_finite_names_its_pairs(material: tuple[Any, Pairs, i
         gradient(model, broken, [3], 10**6, pad_id)
 
 
-def test_quarters_of_beta_hold_ties_together() -> None:
-    beta = np.array([0.03, 0.1, 0.2, 0.3, np.nan, 0.15])
-    assert quarters(beta) == ["0.030 to 0.100", "0.100 to 0.150", "0.200 to 0.300",
-                              "0.200 to 0.300", "unknown", "0.150 to 0.200"]  # fmt: skip
-    assert quarters(np.full(3, 0.1)) == ["0.100"] * 3
-    assert quarters(np.full(2, np.nan)) == ["unknown"] * 2
-    half = np.array([0.03] * 6 + [0.3] * 2)
-    assert len(set(quarters(half)[:6])) == 1
-
-
 def test_data_order_is_a_function_of_the_seed() -> None:
     plan = steps_of(10, 4, 2, seed=0)
     assert [len(step) for step in plan] == [4, 4, 2, 4, 4, 2]
@@ -256,6 +250,14 @@ def test_an_arm_from_end_to_end(ray_cluster: None, demo_config: Path) -> None:
     assert not (folder / "checkpoints").exists()
     assert train(run, "jmamp")["reused"] is True
 
+    record = json.loads((folder / "training.json").read_text())
+    assert "training.json" in json.loads((folder / "manifest.json").read_text())["files"]
+    assert record["versions"]["torch"] == torch.__version__
+    assert (record["workers"], record["strategy"], record["device"]) == (2, "ddp", "cpu")
+    template = load_tokenizer(student_ref(run)).chat_template
+    assert record["chat_template"] == hashlib.sha256(json.dumps(template).encode()).hexdigest()
+    order = record["data_order"]
+
     # one worker, another cut of the batches: the same training up to rounding
     plain = ("student.lora.dropout=0",)
     cut = ("train.workers=1", "train.tokens_per_batch=600")
@@ -270,6 +272,7 @@ def test_an_arm_from_end_to_end(ray_cluster: None, demo_config: Path) -> None:
         abs=1e-5,
     )
     assert figures["tokens"] == summary["tokens"]
+    assert json.loads((folder / "training.json").read_text())["data_order"] == order
     assert losses_single[-1] != losses_single[0]
 
 
@@ -295,6 +298,50 @@ def test_every_arm_reads_one_reference(ray_cluster: None, demo_config: Path) -> 
     table = pq.read_table(folder / "reference.parquet")
     assert table.num_rows == 40
     assert table["prompt_id"].to_pylist() == sorted(table["prompt_id"].to_pylist())
+
+
+@pytest.mark.ray
+def test_an_interrupted_reference_computes_no_finished_block_again(
+    ray_cluster: None, demo_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sp2dpo_ray.reference.pipeline.PAIRS_PER_BLOCK", 16)
+    run = Run(load_config(str(demo_config)))
+    run.write_lambda()
+    STAGES["prepare"](run)
+    STAGES["student"](run)
+    real, kept = Parts.keep, []
+
+    def keep(parts: Parts, block: pa.Table) -> None:
+        real(parts, block)
+        kept.append(block["prompt_id"].to_pylist())
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parts, "keep", keep)
+    with pytest.raises(KeyboardInterrupt):
+        STAGES["reference"](run)
+    assert STAGES["reference"](run)["pairs"] == 40
+    assert len(kept) == 3  # 40 pairs are 3 blocks
+    assert len({name for block in kept for name in block}) == 40
+    (folder,) = run.path("reference").iterdir()  # and no parts beside it
+    resumed = pq.read_table(folder / "reference.parquet")
+    shutil.rmtree(folder)
+    STAGES["reference"](run)
+    assert pq.read_table(folder / "reference.parquet").equals(resumed)
+
+
+def test_a_pair_longer_than_the_budget_is_trained_by_itself(
+    material: tuple[Any, Pairs, int],
+) -> None:
+    model, pairs, pad_id = material
+    everyone = list(range(12))
+    assert all(len(p.prompt) + len(p.chosen) > 8 for p in pairs.encoded)
+    whole, figures = gradient(model, pairs, everyone, 10**6, pad_id)
+    with attention(base_of(model), SHARED):
+        for tokens in (8, 1):
+            alone, others = gradient(model, pairs, everyone, tokens, pad_id, SHARED)
+            assert (alone - whole).abs().max() <= 1e-6 * whole.abs().max()
+            assert others["pairs"] == figures["pairs"] == 12
 
 
 @pytest.mark.ray
