@@ -134,7 +134,7 @@ def ours(chosen: Any, pairs: list[Any], device: torch.device, layout: str = "sha
     score = Scorer(model, 256 << 20)
     zeros, beta = torch.zeros(len(pairs)), torch.linspace(0.03, 0.3, len(pairs))
     ready = Pairs([EncodedPair(str(i), *p) for i, p in enumerate(pairs)], zeros, zeros, beta)
-    loss_of, weights = loss_form("logistic", 0.0), trainable(model.train())
+    loss_of, weights = loss_form("logistic"), trainable(model.train())
     optimizer = torch.optim.AdamW(weights, lr=5e-6)
     largest = how.batches(ready, range(len(pairs)))[0]
     decide("auto", lambda: pair_logps(score, ready, largest, how), model, device)

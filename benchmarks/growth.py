@@ -96,9 +96,7 @@ def measure(case: Case) -> dict[str, Any]:
     seconds = []
     for _ in range(1 + STEPS):
         start = time.perf_counter()
-        accumulate(
-            Scorer(model), pairs, range(case.pairs), how=how, loss_of=loss_form("logistic", 0.0)
-        )
+        accumulate(Scorer(model), pairs, range(case.pairs), how=how, loss_of=loss_form("logistic"))
         seconds.append(time.perf_counter() - start)
         model.zero_grad()
     return {

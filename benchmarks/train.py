@@ -142,7 +142,7 @@ def engine(pairs: list[Any], student: Path, **switches: Any) -> dict[str, Any]:
     weights, score = trainable(model), Scorer(model, 16 << 20)
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
     ready = Pairs(encoded, logps[0], logps[1], torch.full((len(encoded),), BETA))
-    losses, loss_of = [], loss_form("logistic", 0.0)
+    losses, loss_of = [], loss_form("logistic")
     start = time.perf_counter()
     for begin in range(0, len(encoded), PAIRS_PER_STEP):
         mine = list(range(begin, min(begin + PAIRS_PER_STEP, len(encoded))))

@@ -18,6 +18,7 @@ import pytest
 from sp2dpo_ray import cli
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.core import artifact
+from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import open_artifact
 from sp2dpo_ray.stages import STAGES, ray_session
 from tests.processes import hears_interrupts
@@ -196,7 +197,7 @@ def test_an_arm_of_another_schedule_is_not_compared(
     assert list(_trained_arms(run)) == ["jmamp"]
     assert "arm dpo:0.1 is left out" in capsys.readouterr().err
     other = Run(load_config(str(demo_config), ("train.learning_rate=0.5", "train.arm=random")))
-    make("train/random", "c", inputs, other.config.training)
+    make("train/random", "c", inputs, other.config.training(parse_arm("random")))
     assert list(_trained_arms(other)) == ["jmamp", "random"]
     mixed = Run(load_config(str(demo_config), ("train.arm=random",)))
     assert list(_trained_arms(mixed)) == ["jmamp"]

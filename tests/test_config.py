@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from sp2dpo_ray.config import Config, load_config
+from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.errors import ConfigError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -60,6 +61,13 @@ def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None
         ("train.workers=[4, 2]", "workers: the least must not exceed the most, got (4, 2)"),
         ("train.workers=[1, 65]", "workers must not exceed pairs_per_step, got (1, 65) and 64"),
         ("train.workers=0", "train.workers"),
+        ("train.loss=dop", "train: method 'dop' is unknown; the methods are ['logistic', "),
+        ("train.loss_options={cdpo: {eps: 0.1}}", "method cdpo takes no option 'eps'"),
+        ("train.loss_options={cdpo: {epsilon: 0.5}}", "epsilon must be at least 0 and below 0.5"),
+        ("sweep.arms=['dpo:0.1', 'dpo:0.10']", "'dpo:0.1' and 'dpo:0.10' are the same arm"),
+        ("sweep={arms: ['jmamp@1'], seeds: [1]}", "in sweep.seeds or behind the arms"),
+        ("sweep.seeds=[1, 1]", "sweep.seeds must differ"),
+        ("sweep.arms=[sa-b-v1+hinge]", "arm 'sa-b-v1+hinge' is not of this panel"),
         ("train={strategy: zero2, workers: [1, 2]}", "zero2 needs a fixed number of workers"),
         ("train={strategy: fsdp, precision: nf4}", "fsdp cannot share out weights in 4 bits"),
         ("train={strategy: fsdp, optimizer: paged_adamw_32bit}", "does not know the shares"),
@@ -107,7 +115,8 @@ PRICED = ", price: {input: 1, output: 2, as_of: 2026-01-01}"
 def test_frozen_weights_in_four_bits_are_not_trained(minimal: str) -> None:
     with pytest.raises(ConfigError, match=r"nf4 keeps frozen weights"):
         load_config(minimal, ("train.precision=nf4", "student.lora=null"))
-    assert load_config(minimal, ("student.lora=null",)).training["lora"] is None
+    config = load_config(minimal, ("student.lora=null",))
+    assert config.training(parse_arm("jmamp"))["lora"] is None
 
 
 def test_pairs_that_must_not_leave_refuse_every_api(minimal: str) -> None:

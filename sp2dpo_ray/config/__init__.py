@@ -8,12 +8,8 @@ from sp2dpo_ray.config.panel import (
     PriceSection,
     TeacherSection,
 )
-from sp2dpo_ray.config.sections import (
-    Config,
-    LoraSection,
-    TinySection,
-    TrainSection,
-)
+from sp2dpo_ray.config.sections import Config
+from sp2dpo_ray.config.training import LoraSection, TinySection, TrainSection
 
 __all__ = [
     "AnnotateSection",

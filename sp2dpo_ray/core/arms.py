@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from sp2dpo_ray.core.hashing import uniform_draws
+from sp2dpo_ray.core.methods import METHODS, SUM, check_beta
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE, RANDOM_SEED
 from sp2dpo_ray.core.schedule.ensemble import Floats
 from sp2dpo_ray.errors import ConfigError, DataError
@@ -28,10 +30,24 @@ class Arm:
     constant: float | None = None
     column: str | None = None
     rearrange: Callable[[Floats, list[str]], Floats] | None = None
+    method: str | None = None
+    """Of the catalogue; None: `train.loss`."""
+    seed: int | None = None
+    """Of the training; None: that of the configuration."""
 
     @property
     def needs_schedule(self) -> bool:
         return self.column is not None
+
+    @property
+    def base(self) -> str:
+        """The name without a seed."""
+        return self.name.partition("@")[0]
+
+    @property
+    def what(self) -> tuple[Any, ...]:
+        """What the arm is, whatever it is called: `dpo:0.1` and `dpo:0.10` are one."""
+        return self.constant, self.column, self.rearrange, self.method, self.seed
 
     @property
     def folder(self) -> str:
@@ -100,14 +116,60 @@ RULES: tuple[tuple[str, Callable[[re.Match[str]], Arm]], ...] = (
 )  # fmt: skip
 
 
+NUMBER = r"\d+\.?\d*|\.\d+"
+
+
 def parse_arm(name: str) -> Arm:
-    """The arm of that name; ConfigError for an unknown one."""
-    for pattern, make in RULES:
-        if match := re.fullmatch(pattern, name):
-            arm = make(match)
-            if arm.constant is not None and arm.constant <= 0:
-                raise ConfigError(f"arm {name!r}: beta must be positive")
-            return arm
-    known = ("jmamp, sa-<teacher>-<variant>, se-<teacher>, ma-<variant>, random, shuffled, "
-             "matched-constant, dpo:<beta>, column:<name>")  # fmt: skip
-    raise ConfigError(f"arm {name!r} is unknown; the arms are {known}")
+    """The arm of that name; ConfigError for an unknown one.
+
+    `<betas>` is a rule above, `<betas>+<method>` trains a method of the catalogue with these betas,
+    `<method>` and `<method>:<beta>` one with a beta for all; `@<n>` behind it trains with seed n.
+    """
+    body, at, seed = name.partition("@")
+    if at and not seed.isdecimal():
+        raise ConfigError(f"arm {name!r}: a seed is a whole number, as in {body}@1")
+    bare, plus, method = body.partition("+")
+    arm = _with_method(name, bare, method) if plus else _by_rule(bare) or _by_method(bare)
+    if arm is None:
+        known = ("jmamp, sa-<teacher>-<variant>, se-<teacher>, ma-<variant>, random, shuffled, "
+                 "matched-constant, dpo:<beta>, column:<name>; with +<method> behind it, or "
+                 f"<method>:<beta>, of {', '.join(METHODS)}")  # fmt: skip
+        raise ConfigError(f"arm {name!r} is unknown; the arms are {known}")
+    if arm.constant is not None and arm.constant <= 0:
+        raise ConfigError(f"arm {name!r}: beta must be positive")
+    return replace(arm, name=name, seed=int(seed) if at else None)
+
+
+def _by_rule(bare: str) -> Arm | None:
+    return next((make(m) for pattern, make in RULES if (m := re.fullmatch(pattern, bare))), None)
+
+
+def _by_method(bare: str) -> Arm | None:
+    name, colon, number = bare.partition(":")
+    row = METHODS.get(name)
+    if row is None or (colon and not re.fullmatch(NUMBER, number)):
+        return None
+    if colon and not row.uses_beta:
+        raise ConfigError(f"arm {bare!r}: {name} knows no beta; its name is {name}")
+    beta = float(number) if colon else row.beta
+    if beta is None:
+        raise ConfigError(f"arm {bare!r}: which beta? {name}:0.1, or a schedule's: jmamp+{name}")
+    check_beta(name, beta)
+    told = f", beta {beta:g} for every pair" if row.uses_beta else ""
+    return Arm(bare, f"{row.title}{told}", constant=beta, method=name)
+
+
+def _with_method(name: str, bare: str, method: str) -> Arm | None:
+    arm, row = _by_rule(bare), METHODS.get(method)
+    if arm is None or row is None:
+        return None
+    if not row.uses_beta:
+        raise ConfigError(f"arm {name!r}: {method} knows no beta, so no betas can be given to it")
+    if row.scale != SUM and arm.constant is None:
+        raise ConfigError(
+            f"arm {name!r}: {method} multiplies beta with log-ratios per token, and the betas of a "
+            "schedule are made for sums over tokens"
+        )
+    if arm.constant is not None:
+        check_beta(method, arm.constant)
+    return replace(arm, title=f"{row.title}; {arm.title}", method=method)

@@ -28,4 +28,7 @@ METRICS_LINES = "metrics.jsonl"  # one line a logged step
 TRAINING = "training.json"  # what the training was made with
 HELD_OUT = "held_out.parquet"  # what the workers leave; becomes the next
 EVAL_PAIRS = "eval_pairs.parquet"  # margin and category of each held-out pair
+SWEEP_TABLE = "table.json"
+SWEEP_TEXT = "table.md"
+SWEEP_TRIALS = "trials.json"  # what became of each arm
 ADAPTER, MERGED = "adapter", "merged"  # folders: what was trained by itself, and in the student

@@ -43,6 +43,7 @@ class ArmScore:
     margin: Interval
     gain: Interval | None
     verdict: str
+    seeds: int = 1
 
 
 def accuracy_of(margin_N: Floats) -> Floats:
@@ -53,7 +54,9 @@ def accuracy_of(margin_N: Floats) -> Floats:
 def compare_arms(margins: dict[str, tuple[list[str], Floats]], baseline: str) -> list[ArmScore]:
     """Score every arm against the baseline, which comes first.
 
-    margins: arm -> (pair ids, margins). Raises ArtifactError if the arms saw different pairs.
+    margins: arm -> (pair ids, margins), the margins (N,), or (S, N) for S seeds. Pairs are drawn
+    again, and seeds too where there are several: the interval then holds for another seed as well
+    as for other pairs. Raises ArtifactError if the arms saw different pairs.
     """
     ids = margins[baseline][0]
     for arm, (theirs, _) in margins.items():
@@ -64,12 +67,12 @@ def compare_arms(margins: dict[str, tuple[list[str], Floats]], baseline: str) ->
         num_pairs, np.full(num_pairs, 1 / num_pairs), size=RESAMPLES
     )
     weights = draws / num_pairs  # (RESAMPLES, N): a resampled mean is a weighted one
-    base = accuracy_of(margins[baseline][1])
+    base = np.atleast_2d(accuracy_of(margins[baseline][1]))
     rows = []
     for arm in [baseline, *(name for name in margins if name != baseline)]:
-        margin = margins[arm][1]
+        margin = np.atleast_2d(margins[arm][1])
         accuracy = accuracy_of(margin)
-        gain = None if arm == baseline else _interval(accuracy - base, weights)
+        gain = None if arm == baseline else _interval(_gain(accuracy, base), weights)
         rows.append(
             ArmScore(
                 arm,
@@ -78,15 +81,28 @@ def compare_arms(margins: dict[str, tuple[list[str], Floats]], baseline: str) ->
                 _interval(margin, weights),
                 gain,
                 _verdict(gain),
+                len(margin),
             )
         )
     return rows
 
 
-def _interval(values_N: Floats, weights: Floats) -> Interval:
+def _gain(accuracy_SN: Floats, base_SN: Floats) -> Floats:
+    """Differences seed by seed where both arms have as many, else against the baseline's mean."""
+    if len(accuracy_SN) == len(base_SN):
+        return accuracy_SN - base_SN
+    return accuracy_SN - base_SN.mean(axis=0)
+
+
+def _interval(values_SN: Floats, weights: Floats) -> Interval:
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(weights @ values_N, [tail, 1 - tail])
-    return Interval(float(values_N.mean()), float(low), float(high))
+    num_seeds = len(values_SN)
+    drawn = np.random.default_rng(SEED + 1).multinomial(
+        num_seeds, np.full(num_seeds, 1 / num_seeds), size=len(weights)
+    )
+    by_seed = weights @ values_SN.T  # (RESAMPLES, S)
+    low, high = np.quantile((by_seed * drawn).sum(axis=1) / num_seeds, [tail, 1 - tail])
+    return Interval(float(values_SN.mean()), float(low), float(high))
 
 
 def _verdict(gain: Interval | None) -> str:

@@ -6,12 +6,14 @@ Shapes: B pairs. Margin: the policy's log-ratio of chosen minus rejected, less t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Options = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +50,12 @@ class PairLogps:
             self.rejected_ratio / self.rejected_tokens.clamp(min=1)
         )
 
-
-@dataclass(frozen=True, slots=True)
-class LossForm:
-    """A row of the table: loss(logps, beta_B, epsilon) of each pair; (B,).
-
-    takes_epsilon: whether it models a share of flipped labels.
-    """
-
-    title: str
-    loss: Callable[[PairLogps, Tensor, float], Tensor]
-    takes_epsilon: bool = False
+    @property
+    def policy_gap(self) -> Tensor:
+        """The policy's log-probability per token of chosen less rejected; no reference."""
+        return self.chosen / self.chosen_tokens.clamp(min=1) - (
+            self.rejected / self.rejected_tokens.clamp(min=1)
+        )
 
 
 def logistic(margin_B: Tensor, beta_B: Tensor) -> Tensor:
@@ -70,45 +67,56 @@ def logistic(margin_B: Tensor, beta_B: Tensor) -> Tensor:
     return -F.logsigmoid(beta_B * margin_B)
 
 
-def _smoothed(logps: PairLogps, beta_B: Tensor, epsilon: float) -> Tensor:
-    z = beta_B * logps.margin
+def _smoothed(logps: PairLogps, beta_B: Tensor, options: Options) -> Tensor:
+    z, epsilon = beta_B * logps.margin, options["epsilon"]
     return -(1 - epsilon) * F.logsigmoid(z) - epsilon * F.logsigmoid(-z)
 
 
-def _robust(logps: PairLogps, beta_B: Tensor, epsilon: float) -> Tensor:
-    z = beta_B * logps.margin
+def _robust(logps: PairLogps, beta_B: Tensor, options: Options) -> Tensor:
+    z, epsilon = beta_B * logps.margin, options["epsilon"]
     unbiased = -(1 - epsilon) * F.logsigmoid(z) + epsilon * F.logsigmoid(-z)
     return unbiased / (1 - 2 * epsilon)
 
 
-def _apo_zero(logps: PairLogps, beta_B: Tensor, _: float) -> Tensor:
+def _apo_zero(logps: PairLogps, beta_B: Tensor, _: Options) -> Tensor:
     chosen, rejected = beta_B * logps.chosen_ratio, beta_B * logps.rejected_ratio
     return 1 - torch.sigmoid(chosen) + torch.sigmoid(rejected)
 
 
-def _apo_down(logps: PairLogps, beta_B: Tensor, _: float) -> Tensor:
+def _apo_down(logps: PairLogps, beta_B: Tensor, _: Options) -> Tensor:
     return torch.sigmoid(beta_B * logps.chosen_ratio) + 1 - torch.sigmoid(beta_B * logps.margin)
 
 
-LOSSES: dict[str, LossForm] = {
-    "logistic": LossForm(
-        "DPO (Rafailov et al. 2023); with betas of a schedule SP2DPO",
-        lambda logps, beta, _: logistic(logps.margin, beta),
-    ),
-    "hinge": LossForm(
-        "SLiC's hinge (Zhao et al. 2023) on the DPO margin",
-        lambda logps, beta, _: torch.relu(1 - beta * logps.margin),
-    ),
-    "ipo": LossForm(
-        "IPO (Azar et al. 2023, Eq. 17), ratios per token as in TRL",
-        lambda logps, beta, _: (logps.mean_margin - 1 / (2 * beta)) ** 2,
-    ),
-    "ipo_sum": LossForm(
-        "IPO with summed ratios, as in the original DPO repository",
-        lambda logps, beta, _: (logps.margin - 1 / (2 * beta)) ** 2,
-    ),
-    "cdpo": LossForm("cDPO: a share epsilon of labels is flipped (Mitchell 2023)", _smoothed, True),
-    "robust": LossForm("robust DPO: unbiased under flips (Chowdhury et al. 2024)", _robust, True),
-    "apo_zero": LossForm("APO-zero (D'Oosterlinck et al. 2024, Eq. 7)", _apo_zero),
-    "apo_down": LossForm("APO-down (D'Oosterlinck et al. 2024, Eq. 8)", _apo_down),
-}  # fmt: skip
+def _calibrated(logps: PairLogps, beta_B: Tensor, _: Options) -> Tensor:
+    target = 1 / (2 * beta_B)
+    pull = (logps.chosen_ratio - target) ** 2 + (logps.rejected_ratio + target) ** 2
+    return -F.logsigmoid(logps.margin) + pull / 2
+
+
+def _balanced(logps: PairLogps, beta_B: Tensor, options: Options) -> Tensor:
+    down = -options["alpha"] * beta_B * logps.rejected_ratio
+    return -F.logsigmoid(torch.minimum(beta_B * logps.chosen_ratio, down))
+
+
+def _focal(logps: PairLogps, beta_B: Tensor, options: Options) -> Tensor:
+    z = beta_B * logps.margin
+    return -(torch.sigmoid(z).detach() ** options["gamma"]) * F.logsigmoid(z)
+
+
+# under the names of `core/methods.py`, where each is described
+LOSSES: dict[str, Callable[[PairLogps, Tensor, Options], Tensor]] = {
+    "logistic": lambda logps, beta, _: logistic(logps.margin, beta),
+    "dpo_norm": lambda logps, beta, _: logistic(logps.mean_margin, beta),
+    "hinge": lambda logps, beta, _: torch.relu(1 - beta * logps.margin),
+    "ipo": lambda logps, beta, _: (logps.mean_margin - 1 / (2 * beta)) ** 2,
+    "ipo_sum": lambda logps, beta, _: (logps.margin - 1 / (2 * beta)) ** 2,
+    "cdpo": _smoothed,
+    "robust": _robust,
+    "apo_zero": _apo_zero,
+    "apo_down": _apo_down,
+    "simpo": lambda logps, beta, o: logistic(logps.policy_gap - o["gamma"], beta),
+    "repo": lambda logps, _, o: torch.relu(o["gamma"] - logps.policy_gap),
+    "cal_dpo": _calibrated,
+    "bpo": _balanced,
+    "focal": _focal,
+}

@@ -72,6 +72,8 @@ STAGES: dict[str, Stage] = {
               "Log-probabilities of the frozen student, once for every arm."),
         Stage("train", "sp2dpo_ray.stages.train:train", True, "train",
               "Train one arm (train.arm) and score it on the held-out pairs."),
+        Stage("sweep", "sp2dpo_ray.stages.sweep:sweep", True, "tune",
+              "Train every arm of sweep.arms, several at once, and compare them."),
         Stage("report", "sp2dpo_ray.stages.report:report", False, "report",
               "Write the page that shows the run."),
     )
@@ -103,15 +105,13 @@ def run_all(run: Run) -> Summary:
 
     The student comes before the teachers: an id that does not exist must cost nothing.
     """
-    from sp2dpo_ray.stages.train import train
-
     summaries: Summary = {}
     for name in ("prepare", "student", "annotate", "schedule", "reference"):
         summaries[name] = STAGES[name](run)
         say(f"{name}: {brief(summaries[name])}")
     summaries["train"] = {}
-    for arm in run.config.sweep.arms:
-        summaries["train"][arm] = train(run, arm)
+    for arm in run.config.sweep.names:
+        summaries["train"][arm] = STAGES["train"](run, arm_name=arm)
         say(f"train {arm}: {brief(summaries['train'][arm])}")
     summaries["report"] = STAGES["report"](run)
     return summaries

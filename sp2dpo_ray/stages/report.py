@@ -71,10 +71,11 @@ def _trained_arms(run: Run) -> dict[str, Summary]:
         for name, folder in (("prepare", "pairs"), ("schedule", "schedule"))
         if read_manifest(run.path(folder))
     }
-    options = run.config.training
     found = {}
-    for name in dict.fromkeys((*run.config.sweep.arms, run.config.train.arm)):
-        folder = run.path("train", parse_arm(name).folder)
+    for name in dict.fromkeys((*run.config.sweep.names, run.config.train.arm)):
+        arm = parse_arm(name)
+        options = run.config.training(arm)
+        folder = run.path("train", arm.folder)
         if not read_manifest(folder):
             continue
         manifest = open_artifact(folder)
@@ -92,12 +93,14 @@ def _trained_arms(run: Run) -> dict[str, Summary]:
 
 def _other_options(settings: Any, options: dict[str, Any]) -> list[str]:
     """The dotted keys of training options that differ from the configuration's."""
-    return [
-        f"{section}.{key}"
-        for section, values in options.items()
-        for key, value in values.items()
-        if settings and settings[section].get(key) != value
-    ]
+    found = []
+    for section, values in options.items():
+        trained = settings[section] if settings else values
+        if values is None or trained is None:  # no LoRA
+            found += [section] if values != trained else []
+        else:
+            found += [f"{section}.{key}" for key in values if trained.get(key) != values[key]]
+    return found
 
 
 def _compare(run: Run, trained: dict[str, Summary]) -> list[dict[str, Any]]:

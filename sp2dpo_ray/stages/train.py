@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sp2dpo_ray.console import bar
+from sp2dpo_ray.console import bar, say
 from sp2dpo_ray.core.arms import Arm, parse_arm
 from sp2dpo_ray.core.artifact import MANIFEST, Provenance, read_manifest, seal
 from sp2dpo_ray.core.files import (
@@ -31,6 +31,7 @@ from sp2dpo_ray.core.files import (
     METRICS_LINES,
     TRAIN,
 )
+from sp2dpo_ray.core.methods import METHODS
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
 from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.errors import DataError
@@ -53,6 +54,8 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
     if manifest := run.finished(folder, provenance):
         return manifest.summary | {"reused": True}
 
+    if flag := METHODS[config.train_of(arm).loss].flag:
+        say(f"train {arm.name}: {flag}")
     start = time.perf_counter()
     _make_room(folder, provenance)
     num_pairs = _write_betas(run, arm, folder)
@@ -65,7 +68,7 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
         folder,
         student_ref(run),
         config.student.lora,
-        config.train,
+        config.train_of(arm),
     )
     steps = -(-num_pairs // config.train.pairs_per_step) * config.train.epochs
     with bar(f"train {arm.name}: steps", steps) as advance:
@@ -94,6 +97,13 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
     return summary | {"reused": False}
 
 
+def finished_arm(run: Run, name: str) -> Summary | None:
+    """The summary of an arm that is trained and would not be trained again; else None."""
+    arm = parse_arm(name)
+    manifest = run.finished(run.path("train", arm.folder), _provenance(run, arm))
+    return manifest.summary if manifest else None
+
+
 def _provenance(run: Run, arm: Arm) -> Provenance:
     config = run.config
     inputs = {
@@ -103,7 +113,7 @@ def _provenance(run: Run, arm: Arm) -> Provenance:
     }
     if arm.needs_schedule or read_manifest(run.path("schedule")):
         inputs["schedule"] = run.path("schedule")
-    settings = {"arm": arm.name, **config.training}
+    settings = {"arm": arm.name, **config.training(arm)}
     return run.provenance("train", settings, inputs)
 
 

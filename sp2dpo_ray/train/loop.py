@@ -53,7 +53,7 @@ def train_worker(config: dict[str, Any]) -> None:
     model = model if weights == QUANTIZED else model.to(device)
     strategy = strategy_of(options.strategy, model, Setup(options, device, len(plan), autocast))
     how = Computing(tokenizer.pad_token_id, device, options.tokens_per_batch, options.layout)
-    loss_of = loss_form(options.loss, options.label_noise)
+    loss_of = loss_form(options.loss, options.loss_options.get(options.loss))
     done, note = 0, ""
     if checkpoint := ray.train.get_checkpoint():
         done, note = restore_state(checkpoint, strategy)

@@ -7,13 +7,14 @@ the cut into micro-batches changes it (but for rounding).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sp2dpo_ray.core.methods import options_of
 from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.modeling.layout import (
     SHARED,
@@ -32,10 +33,10 @@ Score = Callable[[Batch], Tensor]
 Backward = Callable[[Tensor, bool], None]
 
 
-def loss_form(name: str, epsilon: float) -> LossOf:
-    """The loss of that name in the table; see `objectives/pair_loss.py`."""
-    row = LOSSES[name]
-    return lambda logps, beta_B: row.loss(logps, beta_B, epsilon)
+def loss_form(name: str, options: Mapping[str, float] | None = None) -> LossOf:
+    """The loss of that name in the catalogue with its options; see `core/methods.py`."""
+    loss, resolved = LOSSES[name], options_of(name, options or {})
+    return lambda logps, beta_B: loss(logps, beta_B, resolved)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from sp2dpo_ray.core.methods import options_of
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
 from sp2dpo_ray.modeling.forward import response_logps
@@ -20,7 +21,7 @@ BETA = 0.1
 # our form: TRL's loss_type
 FORMS = {
     "logistic": "sigmoid", "hinge": "hinge", "ipo": "ipo", "robust": "robust",
-    "apo_zero": "apo_zero", "apo_down": "apo_down",
+    "apo_zero": "apo_zero", "apo_down": "apo_down", "dpo_norm": "sigmoid_norm",
 }  # fmt: skip
 
 
@@ -104,5 +105,5 @@ def test_losses_equal_trls(
         trainer.loss_types = [theirs]
         with torch.no_grad():
             loss = trainer.compute_loss(trainer.model, {**inputs, "beta": betas})
-        mine = LOSSES[form].loss(logps, betas, 0.1).mean().item()
+        mine = LOSSES[form](logps, betas, options_of(form, {})).mean().item()
         assert mine == pytest.approx(loss.item(), rel=1e-5, abs=2e-6), form

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sp2dpo_ray.core.methods import METHODS, options_of
 from sp2dpo_ray.objectives.logps import sum_by_row, token_logps
 from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps, logistic
 
@@ -118,6 +119,15 @@ BY_HAND: dict[str, Any] = {
     "robust": lambda h, c, r, b: (0.9 * softplus(-b * h) - 0.1 * softplus(b * h)) / 0.8,
     "apo_zero": lambda h, c, r, b: 1 - float(expit(b * c)) + float(expit(b * r)),
     "apo_down": lambda h, c, r, b: float(expit(b * c)) + 1 - float(expit(b * h)),
+    "dpo_norm": lambda h, c, r, b: softplus(-b * (c / 10 - r / 5)),
+    # the references are 0 here, so that the policy's own log-probabilities are the ratios
+    "simpo": lambda h, c, r, b: softplus(-b * (c / 10 - r / 5 - 0.25)),
+    "repo": lambda h, c, r, b: max(0.0, 0.4 - (c / 10 - r / 5)),
+    "cal_dpo": lambda h, c, r, b: (
+        softplus(-h) + 0.5 * ((c - 1 / (2 * b)) ** 2 + (r + 1 / (2 * b)) ** 2)
+    ),
+    "bpo": lambda h, c, r, b: softplus(-min(b * c, -0.3 * b * r)),
+    "focal": lambda h, c, r, b: float(expit(b * h)) * softplus(-b * h),
 }
 
 
@@ -127,19 +137,20 @@ def test_every_form_equals_its_closed_form_pair_by_pair(
     name: str, rows: list[tuple[float, float]], ratio: float
 ) -> None:
     margin, beta = zip(*rows, strict=True)
-    losses = LOSSES[name].loss(logps_of(*margin, ratio=ratio), tensor(*beta), 0.1)
+    losses = LOSSES[name](logps_of(*margin, ratio=ratio), tensor(*beta), options_of(name, {}))
     expected = [BY_HAND[name](h, ratio, ratio - h, b) for h, b in rows]
     assert losses.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# focal stands still in part, and has a test of its own
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "focal"])
 def test_the_gradient_of_every_form(name: str) -> None:
     logps, beta = logps_of(-3.0, 0.5, 8.0), tensor(0.03, 0.1, 0.3)
 
     def function(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
         moved = PairLogps(chosen, rejected, logps.ref_chosen, logps.ref_rejected,
                           logps.chosen_tokens, logps.rejected_tokens)  # fmt: skip
-        return LOSSES[name].loss(moved, beta, 0.1)
+        return LOSSES[name](moved, beta, options_of(name, {}))
 
     inputs = (logps.chosen.clone().requires_grad_(), logps.rejected.clone().requires_grad_())
     assert torch.autograd.gradcheck(function, inputs)
@@ -149,6 +160,39 @@ def test_robust_dpo_is_unbiased_under_flips() -> None:
     """With labels flipped at rate epsilon its mean is the loss of the clean labels."""
     clean, flipped = logps_of(1.7), logps_of(-1.7)
     beta, epsilon = tensor(0.3), 0.2
-    robust = LOSSES["robust"].loss
-    mean = (1 - epsilon) * robust(clean, beta, epsilon) + epsilon * robust(flipped, beta, epsilon)
-    assert mean.item() == pytest.approx(LOSSES["logistic"].loss(clean, beta, 0).item(), abs=1e-12)
+    right, wrong = (
+        LOSSES["robust"](logps, beta, {"epsilon": epsilon}) for logps in (clean, flipped)
+    )
+    mean = (1 - epsilon) * right + epsilon * wrong
+    assert mean.item() == pytest.approx(LOSSES["logistic"](clean, beta, {}).item(), abs=1e-12)
+
+
+def test_the_catalogue_and_its_functions_have_the_same_rows() -> None:
+    assert list(LOSSES) == list(METHODS)
+
+
+def test_focal_weights_are_not_differentiated() -> None:
+    """Its gradient is that of DPO times the weight: the power stands still."""
+    rejected = tensor(-2.0, 0.5, 3.0).requires_grad_()
+    zero = torch.zeros(3, dtype=torch.float64)
+    logps = PairLogps(zero, rejected, zero, zero, zero + 5, zero + 5)
+    beta = tensor(0.1, 0.2, 0.3)
+    (focal,) = torch.autograd.grad(
+        LOSSES["focal"](logps, beta, {"gamma": 2.0}).sum(), rejected, retain_graph=True
+    )
+    (plain,) = torch.autograd.grad(logistic(logps.margin, beta).sum(), rejected)
+    weight = torch.sigmoid(beta * logps.margin.detach()) ** 2
+    assert torch.allclose(focal, weight * plain, atol=1e-15)
+
+
+def test_a_method_without_a_reference_does_not_see_it() -> None:
+    chosen, rejected, count = tensor(-20.0), tensor(-12.0), tensor(10.0)
+    for name in ("simpo", "repo"):
+        losses = {
+            LOSSES[name](
+                PairLogps(chosen, rejected, tensor(r), tensor(-r), count, count / 2),
+                tensor(2.0), options_of(name, {}),
+            ).item()
+            for r in (-30.0, 0.0, 7.0)
+        }  # fmt: skip
+        assert len(losses) == 1

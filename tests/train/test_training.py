@@ -71,7 +71,7 @@ def gradient(
     sums = torch.zeros(len(METRICS), dtype=torch.float64)
     for rank in range(world):
         sums += accumulate(
-            Scorer(model, 1 << 20), pairs, everyone, how=how, loss_of=loss_form("logistic", 0.0),
+            Scorer(model, 1 << 20), pairs, everyone, how=how, loss_of=loss_form("logistic"),
             rank=rank, world=world, lockstep=lockstep,
         )  # fmt: skip
     flat = torch.cat([weight.grad.flatten() for weight in trainable(model)])

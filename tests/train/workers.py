@@ -77,7 +77,7 @@ def _train(job: Job, rank: int, world: int) -> dict[str, Any]:
         done = job.save_at
     strategy.model.train()
     how = Computing(0, device, options.tokens_per_batch, options.layout)
-    loss_of = loss_form("logistic", 0.0)
+    loss_of = loss_form("logistic")
     largest = how.batches(job.pairs, range(len(job.pairs)))[0]
     decide(
         options.gradient_checkpointing,

@@ -1,0 +1,193 @@
+"""The sections of student, training and sweep.
+
+In: plain values. Out: frozen models. Invariant: options that do not go together are refused here,
+before a worker starts.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from sp2dpo_ray.config.panel import Section
+from sp2dpo_ray.core.methods import METHODS, options_of
+from sp2dpo_ray.errors import ConfigError
+
+# what of `train` says where and how safely to compute, not what
+NOT_THE_RESULT = frozenset(
+    {
+        "arm",
+        "keep",
+        "max_failures",
+        "save_steps",
+        "log_steps",
+        "gradient_checkpointing",
+        "trackers",
+    }
+)
+
+
+class LoraSection(Section):
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    target_modules: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    )  # fmt: skip
+
+
+class TinySection(Section):
+    """The built-in student, made from the training pairs where no hub can be reached."""
+
+    vocabulary: int = Field(2048, ge=300)
+    layers: int = Field(4, ge=1)
+    hidden: int = Field(128, ge=16, multiple_of=16)
+    heads: int = Field(4, ge=2, multiple_of=2)
+    steps: int = Field(120, ge=0)
+    """Steps of supervised training on chosen responses."""
+    batch: int = Field(16, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    seed: int = 0
+
+
+class StudentSection(Section):
+    model: str = "tiny"
+    """Hugging Face id or folder of a causal language model with safetensors weights; `tiny` makes
+    a small one from the training pairs."""
+    revision: str | None = None
+    """Commit of a Hugging Face model."""
+    lora: LoraSection | None = LoraSection()
+    """Adapters; null trains every weight."""
+    tiny: TinySection = TinySection()
+
+
+class TrainSection(Section):
+    arm: str = "jmamp"
+    """What the stage `train` trains; `run` trains every arm of `sweep.arms`."""
+    loss: str = "logistic"
+    """Loss of arms that name no method of the catalogue; every one takes a beta for each pair."""
+    loss_options: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Options of methods, by method: {cdpo: {epsilon: 0.05}}."""
+    epochs: int = Field(1, ge=1)
+    max_length: int = Field(2048, ge=8)
+    """Longest prompt with response, in tokens; what is over is cut from the response's end."""
+    max_prompt_length: int = Field(1536, ge=4)
+    """Longest prompt, in tokens."""
+    keep_prompt: Literal["end", "start"] = "end"
+    """What is left of a prompt that is too long."""
+    keep_end_token: bool = False
+    """A response that is cut still ends with the token that closes a turn."""
+    learning_rate: float = Field(5e-6, gt=0)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    pairs_per_step: int = Field(64, ge=1)
+    """Pairs of one optimiser step, over all workers."""
+    tokens_per_batch: int = Field(8192, ge=8)
+    """Most tokens, padding included, that a worker computes at once; 1024 to 2048 on a CPU."""
+    layout: Literal["shared", "plain"] = "shared"
+    """`shared`: a row holds a prompt once and both responses, many pairs behind each other, no
+    padding. `plain`: two padded rows a pair, as other trainers do. Both give the same numbers."""
+    head_mib: int = Field(64, ge=1)
+    """Most memory that the logits of response tokens may take at once, in MiB."""
+    fused_lora: bool = True
+    """Compute base layer and adapter together; off: through PEFT's own layers."""
+    varlen_attention: bool = True
+    """On a CUDA GPU in bf16, one attention kernel for all pairs of a row; off: each by itself."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Compute activations again on the way back; `auto` measures the first batch and decides."""
+    precision: Literal["bf16", "fp32", "nf4"] = "bf16"
+    """nf4: the frozen weights in 4 bits (QLoRA), products in bf16; needs a CUDA GPU."""
+    optimizer: Literal["adamw", "paged_adamw_32bit"] = "adamw"
+    """The paged one is of bitsandbytes: its states move to the host when a GPU is full."""
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 4
+    """How many; [least, most] lets Ray take what the cluster has, and change it on the way."""
+    gpus_per_worker: float = Field(1, ge=0)
+    """0 trains on the CPU."""
+    strategy: Literal["ddp", "zero2", "zero3", "fsdp"] = "ddp"
+    """ddp: the whole student on each worker. zero2, zero3: DeepSpeed shares out gradients and
+    optimiser states, zero3 weights too. fsdp: PyTorch shares out all of them."""
+    save_steps: int = Field(250, ge=1)
+    keep: int = Field(3, ge=1)
+    """Checkpoints to keep."""
+    max_failures: int = Field(0, ge=0)
+    """Times that a lost worker is replaced and training goes on from the last checkpoint."""
+    log_steps: int = Field(1, ge=1)
+    """Steps that a line of metrics is the mean of; each checkpoint ends a line too."""
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Where metrics go besides metrics.jsonl and TensorBoard."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _room_for_a_response(self) -> TrainSection:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                "max_prompt_length must be below max_length, got "
+                f"{self.max_prompt_length} and {self.max_length}"
+            )
+        if self.most_workers > self.pairs_per_step:
+            raise ValueError(
+                f"workers must not exceed pairs_per_step, got {self.workers} and "
+                f"{self.pairs_per_step}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _of_the_catalogue(self) -> TrainSection:
+        for name in (self.loss, *self.loss_options):
+            if name not in METHODS:
+                raise ValueError(f"method {name!r} is unknown; the methods are {list(METHODS)}")
+        for name, given in self.loss_options.items():
+            try:
+                options_of(name, given)
+            except ConfigError as error:
+                raise ValueError(f"loss_options: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _together(self) -> TrainSection:
+        """Options that do not go together."""
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"workers: the least must not exceed the most, got {self.workers}")
+        if self.strategy != "ddp" and isinstance(self.workers, tuple):
+            raise ValueError(
+                f"strategy {self.strategy} needs a fixed number of workers, got {self.workers}"
+            )
+        if self.strategy in ("zero3", "fsdp") and self.precision == "nf4":
+            raise ValueError(
+                f"strategy {self.strategy} cannot share out weights in 4 bits; use ddp or zero2"
+            )
+        if self.optimizer == "paged_adamw_32bit" and self.strategy == "fsdp":
+            raise ValueError("optimizer paged_adamw_32bit does not know the shares of fsdp")
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+
+class SweepSection(Section):
+    arms: tuple[str, ...] = ("jmamp", "dpo:0.1", "random")
+    """Arms that `run` and `sweep` train and the report compares."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Train each arm once with every seed; none: once, with `train.seed`."""
+    at_once: int | None = Field(None, ge=1)
+    """Most arms that `sweep` trains at once; null: as many as the cluster has room for."""
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> SweepSection:
+        if self.seeds and any("@" in arm for arm in self.arms):
+            raise ValueError("name seeds in sweep.seeds or behind the arms, not in both places")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every arm with every seed."""
+        if not self.seeds:
+            return self.arms
+        return tuple(f"{arm}@{seed}" for arm in self.arms for seed in self.seeds)
