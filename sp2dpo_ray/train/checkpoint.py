@@ -9,23 +9,38 @@ interrupted, and never from a checkpoint that is not what was written.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import torch.distributed as dist
 from ray.train import Checkpoint
 
-from sp2dpo_ray.core.hashing import sha256_file
+from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
 from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.train.strategies import Strategy
 
 PART = "part-{rank}.json"  # written last
 
 
-def save_state(strategy: Strategy, step: int, rank: int, world: int) -> Checkpoint | None:
-    """This worker's share of the state as a Ray Train checkpoint, in a folder of its own that
+def scratch(output: Path, rank: int) -> Path:
+    """Where this worker writes checkpoints before they are carried to the arm's folder. What a
+    killed worker of the same arm left there is removed: it may be as large as the student."""
+    arm = sha256_hex([os.getuid(), str(output)])[:16]
+    folder = Path(tempfile.gettempdir()) / f"sp2dpo-{arm}-{rank}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def save_state(
+    strategy: Strategy, step: int, rank: int, world: int, place: Path
+) -> Checkpoint | None:
+    """This worker's share of the state as a Ray Train checkpoint, in a folder in `place` that
     whoever uploads it removes; None where the share is nothing."""
-    folder = Path(tempfile.mkdtemp(prefix="sp2dpo-checkpoint-"))
+    folder = place / f"step-{step}"
+    folder.mkdir()
     strategy.save(folder)
     files = {
         str(path.relative_to(folder)): sha256_file(path)

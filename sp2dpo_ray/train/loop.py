@@ -18,7 +18,7 @@ from ray.train import CheckpointUploadMode
 from sp2dpo_ray.config import LoraSection, TrainSection
 from sp2dpo_ray.core.files import METRICS_LINES
 from sp2dpo_ray.modeling.student import QUANTIZED, load_tokenizer, save_student, student_to_train
-from sp2dpo_ray.train.checkpoint import restore_state, save_state
+from sp2dpo_ray.train.checkpoint import restore_state, save_state, scratch
 from sp2dpo_ray.train.held_out import score_held_out
 from sp2dpo_ray.train.memory import decide
 from sp2dpo_ray.train.metrics import MetricsLog, beta_percentiles, means, new_sums
@@ -54,6 +54,7 @@ def train_worker(config: dict[str, Any]) -> None:
     strategy = strategy_of(options.strategy, model, Setup(options, device, len(plan), autocast))
     how = Computing(tokenizer.pad_token_id, device, options.tokens_per_batch, options.layout)
     loss_of = loss_form(options.loss, options.loss_options.get(options.loss))
+    place = scratch(task.output, rank)
     done, note = 0, ""
     if checkpoint := ray.train.get_checkpoint():
         done, note = restore_state(checkpoint, strategy)
@@ -108,7 +109,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 log.write(metrics)
             window, seen, clock = new_sums(device), [], now
         if saves:
-            _hand_over(save_state(strategy, step, rank, world), metrics)
+            _hand_over(save_state(strategy, step, rank, world, place), metrics)
             clock = time.perf_counter()  # the checkpoint's time is not the steps'
 
     if log:

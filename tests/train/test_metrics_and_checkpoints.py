@@ -17,7 +17,7 @@ from sp2dpo_ray.config import LoraSection, TrainSection
 from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.modeling.student import student_to_train, trainable
 from sp2dpo_ray.objectives.pair_loss import PairLogps
-from sp2dpo_ray.train.checkpoint import restore_state, save_state
+from sp2dpo_ray.train.checkpoint import restore_state, save_state, scratch
 from sp2dpo_ray.train.launch import _cause
 from sp2dpo_ray.train.metrics import (
     METRICS,
@@ -95,7 +95,7 @@ def advance(strategy: Replicated, steps: int) -> None:
 
 
 def save(folder: Path, step: int, strategy: Replicated) -> Checkpoint:
-    made = save_state(strategy, step, 0, 1)
+    made = save_state(strategy, step, 0, 1, folder.parent)
     assert made is not None
     shutil.move(made.path, folder)
     return Checkpoint.from_directory(folder)
@@ -149,6 +149,20 @@ def test_without_a_whole_checkpoint_training_says_so(tiny_student: Any, tmp_path
 def test_a_whole_checkpoint_is_taken_without_a_word(tiny_student: Any, tmp_path: Path) -> None:
     state = fresh(tiny_student)
     assert restore_state(save(tmp_path / "checkpoint_a", 7, state), state) == (7, "")
+
+
+def test_what_a_killed_worker_left_is_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    arm = tmp_path / "train" / "jmamp"
+    mine, others = scratch(arm, 0), (scratch(arm, 1), scratch(tmp_path / "elsewhere", 0))
+    for folder in (mine, *others):
+        (folder / "step-5").mkdir()
+    assert scratch(arm, 0) == mine
+    assert list(mine.iterdir()) == []
+    assert all(len(list(folder.iterdir())) == 1 for folder in others)
 
 
 @pytest.mark.parametrize("damage", ["a part is missing", "another step's part"])
