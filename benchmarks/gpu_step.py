@@ -123,8 +123,9 @@ def ours(chosen: Any, pairs: list[Any], device: torch.device, layout: str = "sha
     from sp2dpo_ray.modeling.encode import EncodedPair
     from sp2dpo_ray.modeling.forward import Scorer
     from sp2dpo_ray.modeling.student import add_adapter, trainable
+    from sp2dpo_ray.train.loss import Loss
     from sp2dpo_ray.train.memory import decide
-    from sp2dpo_ray.train.step import Computing, accumulate, loss_form, pair_logps
+    from sp2dpo_ray.train.step import Computing, accumulate, pair_logps
     from sp2dpo_ray.train.task import Pairs
 
     model = add_adapter(
@@ -134,14 +135,14 @@ def ours(chosen: Any, pairs: list[Any], device: torch.device, layout: str = "sha
     score = Scorer(model, 256 << 20)
     zeros, beta = torch.zeros(len(pairs)), torch.linspace(0.03, 0.3, len(pairs))
     ready = Pairs([EncodedPair(str(i), *p) for i, p in enumerate(pairs)], zeros, zeros, beta)
-    loss_of, weights = loss_form("logistic"), trainable(model.train())
+    loss, weights = Loss("logistic"), trainable(model.train())
     optimizer = torch.optim.AdamW(weights, lr=5e-6)
     largest = how.batches(ready, range(len(pairs)))[0]
     decide("auto", lambda: pair_logps(score, ready, largest, how), model, device)
     seconds, computed = [], 0
     for begin in range(0, len(pairs), PAIRS_PER_STEP):
         mine, start = list(range(begin, min(begin + PAIRS_PER_STEP, len(pairs)))), clock(device)
-        accumulate(score, ready, mine, how=how, loss_of=loss_of)
+        accumulate(score, ready, mine, how=how, loss=loss)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -72,8 +72,9 @@ def measure(case: Case) -> dict[str, Any]:
     from sp2dpo_ray.modeling.forward import Scorer
     from sp2dpo_ray.modeling.layout import two_row_tokens
     from sp2dpo_ray.modeling.student import add_adapter
+    from sp2dpo_ray.train.loss import Loss
     from sp2dpo_ray.train.memory import decide
-    from sp2dpo_ray.train.step import Computing, accumulate, loss_form
+    from sp2dpo_ray.train.step import Computing, accumulate
     from sp2dpo_ray.train.task import Pairs
 
     torch.manual_seed(0)
@@ -96,7 +97,7 @@ def measure(case: Case) -> dict[str, Any]:
     seconds = []
     for _ in range(1 + STEPS):
         start = time.perf_counter()
-        accumulate(Scorer(model), pairs, range(case.pairs), how=how, loss_of=loss_form("logistic"))
+        accumulate(Scorer(model), pairs, range(case.pairs), how=how, loss=Loss("logistic"))
         seconds.append(time.perf_counter() - start)
         model.zero_grad()
     return {

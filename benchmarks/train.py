@@ -118,8 +118,9 @@ def engine(pairs: list[Any], student: Path, **switches: Any) -> dict[str, Any]:
         load_tokenizer,
         trainable,
     )
+    from sp2dpo_ray.train.loss import Loss
     from sp2dpo_ray.train.metrics import means
-    from sp2dpo_ray.train.step import Computing, accumulate, loss_form
+    from sp2dpo_ray.train.step import Computing, accumulate
     from sp2dpo_ray.train.task import Pairs
 
     layout = switches.get("layout", "shared")
@@ -142,11 +143,11 @@ def engine(pairs: list[Any], student: Path, **switches: Any) -> dict[str, Any]:
     weights, score = trainable(model), Scorer(model, 16 << 20)
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
     ready = Pairs(encoded, logps[0], logps[1], torch.full((len(encoded),), BETA))
-    losses, loss_of = [], loss_form("logistic")
+    losses, loss = [], Loss("logistic")
     start = time.perf_counter()
     for begin in range(0, len(encoded), PAIRS_PER_STEP):
         mine = list(range(begin, min(begin + PAIRS_PER_STEP, len(encoded))))
-        sums = accumulate(score, ready, mine, how=how, loss_of=loss_of)
+        sums = accumulate(score, ready, mine, how=how, loss=loss)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -44,7 +44,8 @@ class Option:
 class Method:
     """scale: whether beta multiplies log-ratios that are summed over tokens or means of them; a
     beta of the one is far off for the other. beta: where the arm names none; None: it must, or a
-    schedule gives it. uses_beta: False where the loss knows no beta at all."""
+    schedule gives it. uses_beta: False where the loss knows no beta at all. whole_step:
+    terms are made of all pairs of a step, which costs one more forward pass."""
 
     title: str
     formula: str
@@ -53,6 +54,7 @@ class Method:
     scale: str = SUM
     beta: float | None = None
     uses_beta: bool = True
+    whole_step: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
 
     @property
@@ -96,6 +98,18 @@ METHODS: dict[str, Method] = {
                   Verified.SECONDARY, options={"alpha": Option(0.3, 0.01, 1.01)}),
     "focal": Method("FocalPO", "-s(b h)^g log s(b h), the power not differentiated",
                     "arXiv:2501.06645", Verified.SECONDARY, options={"gamma": Option(1.0, 0.0)}),
+    "beta_dpo": Method("beta-DPO", "-log s(b (1 + a (mean h - mu)) h) over the pairs kept",
+                       "Wu et al. 2024, arXiv:2407.08639", Verified.CODE, whole_step=True,
+                       options={"rho": Option(0.2, 0.0, 1.0), "a": Option(0.6, 0.0)}),
+    "alpha_dpo": Method("AlphaDPO", "-log s(b (d_bar - g - alpha z)), z of h_bar",
+                        "Wu et al. 2024, arXiv:2410.10148", Verified.CODE, MEAN, beta=2.5,
+                        whole_step=True,
+                        options={"gamma": Option(0.6, 0.0), "alpha": Option(0.2, 0.0)}),
+    "gamma_po": Method("gamma-PO", "-log s(b d_bar - m), m larger for larger gaps, mean m = b g",
+                       "gammaPO repository", Verified.CODE, MEAN, beta=10.0, whole_step=True,
+                       options={"gamma": Option(0.4, 0.0), "tau": Option(10.0, 0.01)}),
+    "amapo": Method("AMaPO", "-log s(b d_bar - m), m = b [d_bar < mu] exp(mu (mu - d_bar) / sd)",
+                    "arXiv:2511.09385", Verified.CODE, MEAN, beta=2.0, whole_step=True),
 }  # fmt: skip
 
 

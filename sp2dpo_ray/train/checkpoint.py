@@ -19,6 +19,8 @@ from ray.train import Checkpoint
 
 from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
 from sp2dpo_ray.errors import TrainingError
+from sp2dpo_ray.train.loss import Loss
+from sp2dpo_ray.train.step import Team
 from sp2dpo_ray.train.strategies import Strategy
 
 PART = "part-{rank}.json"  # written last
@@ -35,7 +37,7 @@ def scratch(output: Path, rank: int) -> Path:
 
 
 def save_state(
-    strategy: Strategy, step: int, rank: int, world: int, place: Path
+    strategy: Strategy, loss: Loss, step: int, team: Team, place: Path
 ) -> Checkpoint | None:
     """This worker's share of the state as a Ray Train checkpoint, in a folder in `place` that
     whoever uploads it removes; None where the share is nothing."""
@@ -50,13 +52,13 @@ def save_state(
     if not files:
         folder.rmdir()
         return None
-    parts = world if strategy.lockstep else 1
-    content = {"step": step, "world": world, "parts": parts, "files": files}
-    (folder / PART.format(rank=rank)).write_text(json.dumps(content))
+    parts = team.world if team.lockstep else 1
+    content = {"step": step, "world": team.world, "parts": parts, "files": files}
+    (folder / PART.format(rank=team.rank)).write_text(json.dumps(content | loss.state()))
     return Checkpoint.from_directory(folder)
 
 
-def restore_state(checkpoint: Checkpoint, strategy: Strategy) -> tuple[int, str]:
+def restore_state(checkpoint: Checkpoint, strategy: Strategy, loss: Loss) -> tuple[int, str]:
     """Put a saved state back; returns the number of steps that were done, and what to tell of it.
 
     A checkpoint that is not whole is passed over for the one before. Raises TrainingError where
@@ -76,6 +78,7 @@ def restore_state(checkpoint: Checkpoint, strategy: Strategy) -> tuple[int, str]
                 continue
             content = json.loads((folder / PART.format(rank=0)).read_text())
             strategy.restore(folder, int(content["world"]))
+            loss.restore(content)
             step = int(content["step"])
             note = f"{'; '.join(faults)}: going on from step {step}" if faults else ""
             return step, note

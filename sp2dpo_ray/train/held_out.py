@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from sp2dpo_ray.core.files import HELD_OUT
-from sp2dpo_ray.train.step import Computing, pair_logps, passes_of
+from sp2dpo_ray.train.step import Computing, Team, pair_logps, passes
 from sp2dpo_ray.train.strategies import Strategy
 from sp2dpo_ray.train.task import TrainTask, load_eval_pairs
 
@@ -26,29 +26,22 @@ COLUMNS = (
 
 
 @torch.no_grad()
-def score_held_out(
-    strategy: Strategy, task: TrainTask, how: Computing, rank: int, world: int
-) -> None:
+def score_held_out(strategy: Strategy, task: TrainTask, how: Computing, team: Team) -> None:
     """The log-ratio margin of every held-out pair, in nats, into one table."""
     strategy.model.eval()
     pairs = load_eval_pairs(task)
-    everyone = list(range(len(pairs)))
-    mine = how.batches(pairs, everyone[rank::world])
-    passes = passes_of(pairs, everyone, how, world) if strategy.lockstep else len(mine)
     rows = []
-    for number in range(passes):
-        # in lockstep a worker without a batch makes the pass with the others, for nothing
-        index = mine[number] if number < len(mine) else everyone[-1:]
-        logps = pair_logps(strategy.score, pairs, index, how)
-        if number < len(mine):
+    for each in passes(pairs, range(len(pairs)), how, team):
+        logps = pair_logps(strategy.score, pairs, each.index, how)
+        if each.counts:
             reference = (logps.ref_chosen - logps.ref_rejected).tolist()
-            ids = [pairs.encoded[i].prompt_id for i in index]
+            ids = [pairs.encoded[i].prompt_id for i in each.index]
             rows += list(zip(ids, logps.margin.tolist(), reference, strict=True))
     gathered: list[Any] = [rows]
-    if world > 1:
-        gathered = [None] * world
+    if team.world > 1:
+        gathered = [None] * team.world
         dist.all_gather_object(gathered, rows)
-    if rank == 0:
+    if team.rank == 0:
         together = sorted(row for part in gathered for row in part)
         columns = list(zip(*together, strict=True)) or [()] * len(COLUMNS)
         names, kinds = zip(*COLUMNS, strict=True)

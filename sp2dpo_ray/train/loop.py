@@ -20,10 +20,11 @@ from sp2dpo_ray.core.files import METRICS_LINES
 from sp2dpo_ray.modeling.student import QUANTIZED, load_tokenizer, save_student, student_to_train
 from sp2dpo_ray.train.checkpoint import restore_state, save_state, scratch
 from sp2dpo_ray.train.held_out import score_held_out
+from sp2dpo_ray.train.loss import Loss
 from sp2dpo_ray.train.memory import decide
 from sp2dpo_ray.train.metrics import MetricsLog, beta_percentiles, means, new_sums
 from sp2dpo_ray.train.record import write_record
-from sp2dpo_ray.train.step import Computing, accumulate, loss_form, pair_logps, reduce_sums
+from sp2dpo_ray.train.step import Computing, Team, accumulate, pair_logps, reduce_sums
 from sp2dpo_ray.train.strategies import Setup, strategy_of
 from sp2dpo_ray.train.task import TrainTask, load_training_pairs
 from sp2dpo_ray.train.trackers import open_trackers
@@ -53,18 +54,19 @@ def train_worker(config: dict[str, Any]) -> None:
     model = model if weights == QUANTIZED else model.to(device)
     strategy = strategy_of(options.strategy, model, Setup(options, device, len(plan), autocast))
     how = Computing(tokenizer.pad_token_id, device, options.tokens_per_batch, options.layout)
-    loss_of = loss_form(options.loss, options.loss_options.get(options.loss))
+    loss = Loss(options.loss, options.loss_options.get(options.loss), options.seed)
+    team = Team(rank, world, strategy.lockstep)
     place = scratch(task.output, rank)
     done, note = 0, ""
     if checkpoint := ray.train.get_checkpoint():
-        done, note = restore_state(checkpoint, strategy)
+        done, note = restore_state(checkpoint, strategy, loss)
     log = MetricsLog(task.output / METRICS_LINES, done, open_trackers(task)) if rank == 0 else None
 
     strategy.model.train()
     largest = how.batches(pairs, range(len(pairs)))[0]
     memory = decide(
         options.gradient_checkpointing,
-        lambda: loss_of(
+        lambda: loss(
             pair_logps(strategy.score, pairs, largest, how), pairs.beta[largest].to(device)
         ),
         strategy.model,
@@ -81,10 +83,9 @@ def train_worker(config: dict[str, Any]) -> None:
             pairs,
             everyone,
             how=how,
-            loss_of=loss_of,
-            rank=rank,
-            world=world,
-            lockstep=strategy.lockstep,
+            loss=loss,
+            step=step,
+            team=team,
             backward=strategy.backward,
         )
         seen += everyone
@@ -109,12 +110,12 @@ def train_worker(config: dict[str, Any]) -> None:
                 log.write(metrics)
             window, seen, clock = new_sums(device), [], now
         if saves:
-            _hand_over(save_state(strategy, step, rank, world, place), metrics)
+            _hand_over(save_state(strategy, loss, step, team, place), metrics)
             clock = time.perf_counter()  # the checkpoint's time is not the steps'
 
     if log:
         log.close()
-    score_held_out(strategy, task, how, rank, world)
+    score_held_out(strategy, task, how, team)
     trained = strategy.trained()
     if rank == 0:
         export = "bf16" if weights == QUANTIZED else options.precision

@@ -7,14 +7,13 @@ the cut into micro-batches changes it (but for rounding).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sp2dpo_ray.core.methods import options_of
 from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.modeling.layout import (
     SHARED,
@@ -24,19 +23,27 @@ from sp2dpo_ray.modeling.layout import (
     row_tokens,
     two_row_tokens,
 )
-from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps
+from sp2dpo_ray.objectives.pair_loss import PairLogps
+from sp2dpo_ray.objectives.step_methods import StepMethod
+from sp2dpo_ray.train.loss import Loss
 from sp2dpo_ray.train.metrics import new_sums, pair_sums
 from sp2dpo_ray.train.task import Pairs
 
-LossOf = Callable[[PairLogps, Tensor], Tensor]
 Score = Callable[[Batch], Tensor]
 Backward = Callable[[Tensor, bool], None]
 
 
-def loss_form(name: str, options: Mapping[str, float] | None = None) -> LossOf:
-    """The loss of that name in the catalogue with its options; see `core/methods.py`."""
-    loss, resolved = LOSSES[name], options_of(name, options or {})
-    return lambda logps, beta_B: loss(logps, beta_B, resolved)
+@dataclass(frozen=True, slots=True)
+class Team:
+    """This worker among the others. lockstep: every pass is a meeting, so all workers make as many
+    as the one with the most."""
+
+    rank: int = 0
+    world: int = 1
+    lockstep: bool = False
+
+
+ALONE = Team()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +81,51 @@ def pair_logps(score: Score, pairs: Pairs, index: list[int], how: Computing) -> 
     )
 
 
-def passes_of(pairs: Pairs, everyone: Sequence[int], how: Computing, world: int) -> int:
-    """The most batches that any of `world` workers makes of these pairs."""
-    return max(len(how.batches(pairs, everyone[rank::world])) for rank in range(world))
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A batch that this worker computes. counts: False for a pass that only keeps step with the
+    others."""
+
+    index: list[int]
+    counts: bool
+    last: bool
+
+
+def passes(pairs: Pairs, everyone: Sequence[int], how: Computing, team: Team) -> Iterator[Pass]:
+    """This worker's batches of the pairs, which are dealt to the workers in turn."""
+    mine = how.batches(pairs, everyone[team.rank :: team.world])
+    count = len(mine)
+    if team.lockstep:  # all know all cuts, so nobody has to ask
+        shares = (everyone[rank :: team.world] for rank in range(team.world))
+        count = max(len(how.batches(pairs, share)) for share in shares)
+    for number in range(count):
+        counts = number < len(mine)
+        index = mine[number] if counts else [_shortest(pairs, everyone, how)]
+        yield Pass(index, counts, number == count - 1)
+
+
+def _shortest(pairs: Pairs, everyone: Sequence[int], how: Computing) -> int:
+    return min(everyone, key=lambda i: row_tokens(pairs.encoded[i], how.layout))
+
+
+@torch.no_grad()
+def measure(
+    score: Score, pairs: Pairs, everyone: Sequence[int], how: Computing, method: StepMethod,
+    team: Team,
+) -> Tensor:  # fmt: skip
+    """One number for each pair of the step, from all workers; (N,) float64, in the order of
+    `everyone`. Dropout draws the same places here as in the pass that follows."""
+    place = {pair: position for position, pair in enumerate(everyone)}
+    found = torch.zeros(len(everyone), dtype=torch.float64, device=how.device)
+    cuda = [how.device] if how.device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        for each in passes(pairs, everyone, how, team):
+            values = method.measure(pair_logps(score, pairs, each.index, how))
+            if each.counts:
+                found[[place[i] for i in each.index]] = values.double()
+    if team.world > 1:
+        dist.all_reduce(found)
+    return found
 
 
 def plain_backward(loss: Tensor, last: bool) -> None:
@@ -90,33 +139,36 @@ def accumulate(
     everyone: Sequence[int],
     *,
     how: Computing,
-    loss_of: LossOf,
-    rank: int = 0,
-    world: int = 1,
-    lockstep: bool = False,
+    loss: Loss,
+    step: int = 1,
+    team: Team = ALONE,
     backward: Backward = plain_backward,
 ) -> Tensor:
     """Forward and backward over this worker's pairs of a step; returns sums in METRICS' order.
 
-    everyone: the step's pairs, dealt to `world` workers in turn. lockstep: all workers make as many
-    passes as the one with the most; the others' last passes add nothing.
-    Raises TrainingError with the pairs' ids when a loss is not finite.
+    everyone: the step's pairs. Raises TrainingError with the pairs' ids when a loss is not finite.
     """
     sums = new_sums(how.device)
     finite = torch.ones((), dtype=torch.bool, device=how.device)
     done = []
-    batches = how.batches(pairs, everyone[rank::world])
-    passes = passes_of(pairs, everyone, how, world) if lockstep else len(batches)
-    for number in range(1, passes + 1):
-        if number > len(batches):
-            shortest = min(everyone, key=lambda i: row_tokens(pairs.encoded[i], how.layout))
-            backward(0.0 * pair_logps(score, pairs, [shortest], how).margin.sum(), number == passes)
-            continue
-        index = batches[number - 1]
+    terms = None
+    if method := loss.step_method:
+        measured = measure(score, pairs, everyone, how, method, team)
+        terms = loss.terms(measured, pairs.beta[list(everyone)], step)
+        place = {pair: position for position, pair in enumerate(everyone)}
+    for each in passes(pairs, everyone, how, team):
+        index = each.index
         logps = pair_logps(score, pairs, index, how)
+        if not each.counts:
+            backward(0.0 * logps.margin.sum(), each.last)
+            continue
         beta = pairs.beta[index].to(how.device)
-        losses = loss_of(logps, beta)
-        backward(losses.sum() / len(everyone), number == passes)
+        own = None
+        if terms is not None:
+            own = terms.at([place[i] for i in index])
+            beta = own.beta.to(beta)
+        losses = loss(logps, beta, own)
+        backward(losses.sum() / len(everyone), each.last)
         done.append((index, logps.margin.detach(), losses.detach()))
         # an infinite margin may have a loss of 0 and still spoil every weight
         finite &= torch.isfinite(logps.margin + losses).all()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sp2dpo_ray.core.methods import METHODS, options_of
 from sp2dpo_ray.objectives.logps import sum_by_row, token_logps
 from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps, logistic
+from sp2dpo_ray.objectives.step_methods import STEP_METHODS
 
 margins = st.floats(-200, 200)
 betas = st.floats(0.01, 1.0)
@@ -168,7 +169,8 @@ def test_robust_dpo_is_unbiased_under_flips() -> None:
 
 
 def test_the_catalogue_and_its_functions_have_the_same_rows() -> None:
-    assert list(LOSSES) == list(METHODS)
+    assert [*LOSSES, *STEP_METHODS] == list(METHODS)
+    assert {name for name, row in METHODS.items() if row.whole_step} == set(STEP_METHODS)
 
 
 def test_focal_weights_are_not_differentiated() -> None:

@@ -19,6 +19,7 @@ from sp2dpo_ray.modeling.student import student_to_train, trainable
 from sp2dpo_ray.objectives.pair_loss import PairLogps
 from sp2dpo_ray.train.checkpoint import restore_state, save_state, scratch
 from sp2dpo_ray.train.launch import _cause
+from sp2dpo_ray.train.loss import Loss
 from sp2dpo_ray.train.metrics import (
     METRICS,
     MetricsLog,
@@ -27,6 +28,7 @@ from sp2dpo_ray.train.metrics import (
     new_sums,
     pair_sums,
 )
+from sp2dpo_ray.train.step import ALONE
 from sp2dpo_ray.train.strategies import Setup
 from sp2dpo_ray.train.strategies.replicated import OPTIMIZER, WEIGHTS, Replicated
 
@@ -95,7 +97,7 @@ def advance(strategy: Replicated, steps: int) -> None:
 
 
 def save(folder: Path, step: int, strategy: Replicated) -> Checkpoint:
-    made = save_state(strategy, step, 0, 1, folder.parent)
+    made = save_state(strategy, Loss("logistic"), step, ALONE, folder.parent)
     assert made is not None
     shutil.move(made.path, folder)
     return Checkpoint.from_directory(folder)
@@ -128,7 +130,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     else:
         (folder / "part-0.json").write_text("{")
     other = fresh(tiny_student)
-    step, note = restore_state(newest, other)
+    step, note = restore_state(newest, other, Loss("logistic"))
     assert step == 2
     assert "checkpoint_2026-01-01_11-00-00.2 is not whole" in note
     assert "going on from step 2" in note
@@ -143,12 +145,15 @@ def test_without_a_whole_checkpoint_training_says_so(tiny_student: Any, tmp_path
     only = save(tmp_path / "checkpoint_a", 1, state)
     (tmp_path / "checkpoint_a" / OPTIMIZER).write_bytes(b"")
     with pytest.raises(TrainingError, match=r"optimizer\.pt is altered.*Remove .* to train from"):
-        restore_state(only, state)
+        restore_state(only, state, Loss("logistic"))
 
 
 def test_a_whole_checkpoint_is_taken_without_a_word(tiny_student: Any, tmp_path: Path) -> None:
     state = fresh(tiny_student)
-    assert restore_state(save(tmp_path / "checkpoint_a", 7, state), state) == (7, "")
+    assert restore_state(save(tmp_path / "checkpoint_a", 7, state), state, Loss("logistic")) == (
+        7,
+        "",
+    )
 
 
 def test_what_a_killed_worker_left_is_removed(
@@ -178,7 +183,7 @@ def test_a_checkpoint_of_shares_needs_every_part(
         other = content | {"step": 2, "files": {}}
         (tmp_path / "checkpoint_b" / "part-1.json").write_text(json.dumps(other))
     with pytest.raises(TrainingError, match=r"part-1\.json|its parts are of steps 4 and 2"):
-        restore_state(newest, state)
+        restore_state(newest, state, Loss("logistic"))
 
 
 def test_the_cause_of_a_failure_is_the_first_workers_own(tmp_path: Path) -> None:

@@ -53,6 +53,10 @@ def results(
         together[f"{name} resumed"] = job(name, save_at=3, restore=True)
         together[f"{name} full"] = job(name, None, gradient_checkpointing="on")
         together[f"{name} peft"] = job(name, fused_lora=False)
+    # terms of a step, from all workers, before the passes with gradients
+    for name in ("ddp", "zero3"):
+        together[f"{name} step"] = job(name, loss="beta_dpo")
+    alone["step"] = job("ddp", loss="beta_dpo")
     found = {2: train_together(together, 2, folder)}
     # FSDP's state serves another number of workers
     alone["fsdp resumed"] = job("fsdp", save_at=3, restore=True)
@@ -75,6 +79,11 @@ def test_shares_train_as_one_worker_that_holds_everything(
     alone = results[1]["full" if how == "full" else "lora"]
     assert abs(alone["losses"][-1] - alone["losses"][0]) > 1e-3
     same(results[2][f"{strategy} {how}"], alone)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_terms_of_a_step_are_those_of_all_workers(results: Any, strategy: str) -> None:
+    same(results[2][f"{strategy} step"], results[1]["step"])
 
 
 def test_two_whole_students_train_as_one(results: Any) -> None:

@@ -27,15 +27,18 @@ from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
 from sp2dpo_ray.modeling.forward import Scorer, base_of, response_logps
 from sp2dpo_ray.modeling.layout import PLAIN, SHARED
 from sp2dpo_ray.modeling.student import add_adapter, load_model, load_tokenizer, trainable
+from sp2dpo_ray.objectives.pair_loss import LOSSES
+from sp2dpo_ray.objectives.step_methods import STEP_METHODS
 from sp2dpo_ray.reference.parts import Parts
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
 from sp2dpo_ray.stages.student import student_ref
 from sp2dpo_ray.stages.train import train
 from sp2dpo_ray.train.loop import steps_of
+from sp2dpo_ray.train.loss import Loss
 from sp2dpo_ray.train.memory import decide, saved_bytes
 from sp2dpo_ray.train.metrics import METRICS, means
-from sp2dpo_ray.train.step import Computing, accumulate, loss_form, pair_logps
+from sp2dpo_ray.train.step import Computing, Team, accumulate, pair_logps
 from sp2dpo_ray.train.task import Pairs
 from tests.processes import hears_interrupts, kill_tree
 
@@ -63,7 +66,7 @@ def material(tiny_student: Any, demo_rows: list[dict[str, Any]]) -> tuple[Any, P
 
 def gradient(
     model: Any, pairs: Pairs, everyone: list[int], tokens: int, pad_id: int,
-    layout: str = PLAIN, world: int = 1, lockstep: bool = False,
+    layout: str = PLAIN, world: int = 1, lockstep: bool = False, method: str = "logistic",
 ) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
     """The gradient of one step whose pairs are spread over so many workers."""
     how = Computing(pad_id, torch.device("cpu"), tokens, layout)
@@ -71,8 +74,8 @@ def gradient(
     sums = torch.zeros(len(METRICS), dtype=torch.float64)
     for rank in range(world):
         sums += accumulate(
-            Scorer(model, 1 << 20), pairs, everyone, how=how, loss_of=loss_form("logistic"),
-            rank=rank, world=world, lockstep=lockstep,
+            Scorer(model, 1 << 20), pairs, everyone, how=how, loss=Loss(method),
+            team=Team(rank, world, lockstep),
         )  # fmt: skip
     flat = torch.cat([weight.grad.flatten() for weight in trainable(model)])
     return flat, means(sums)
@@ -103,6 +106,19 @@ def test_the_gradient_does_not_depend_on_workers_or_micro_batches(
         )
         assert (other - whole).abs().max() <= 1e-10 * whole.abs().max()
         assert alike(others) == pytest.approx(alike(figures), rel=1e-10)
+
+
+@pytest.mark.parametrize("method", [*LOSSES, *STEP_METHODS])
+def test_no_methods_gradient_depends_on_micro_batches(
+    material: tuple[Any, Pairs, int], method: str
+) -> None:
+    """Terms of a step are measured over the step, whatever it is cut into."""
+    model, pairs, pad_id = material
+    everyone = list(range(12))
+    whole, _ = gradient(model, pairs, everyone, 10**6, pad_id, method=method)
+    cut, _ = gradient(model, pairs, everyone, 300, pad_id, method=method)
+    assert whole.abs().max() > 0
+    assert (cut - whole).abs().max() <= 1e-9 * whole.abs().max()
 
 
 def test_the_shared_layout_gives_the_same_gradient_in_any_cut(

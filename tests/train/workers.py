@@ -19,9 +19,10 @@ import torch.multiprocessing as mp
 from sp2dpo_ray.config import LoraSection, TrainSection
 from sp2dpo_ray.modeling.student import StudentRef, student_to_train
 from sp2dpo_ray.train.loop import hash_seed, steps_of
+from sp2dpo_ray.train.loss import Loss
 from sp2dpo_ray.train.memory import decide
 from sp2dpo_ray.train.metrics import means
-from sp2dpo_ray.train.step import Computing, accumulate, loss_form, pair_logps, reduce_sums
+from sp2dpo_ray.train.step import Computing, Team, accumulate, pair_logps, reduce_sums
 from sp2dpo_ray.train.strategies import Setup, strategy_of
 from sp2dpo_ray.train.task import Pairs
 
@@ -77,13 +78,11 @@ def _train(job: Job, rank: int, world: int) -> dict[str, Any]:
         done = job.save_at
     strategy.model.train()
     how = Computing(0, device, options.tokens_per_batch, options.layout)
-    loss_of = loss_form("logistic")
+    loss = Loss(options.loss, seed=options.seed)
     largest = how.batches(job.pairs, range(len(job.pairs)))[0]
     decide(
         options.gradient_checkpointing,
-        lambda: loss_of(
-            pair_logps(strategy.score, job.pairs, largest, how), job.pairs.beta[largest]
-        ),
+        lambda: loss(pair_logps(strategy.score, job.pairs, largest, how), job.pairs.beta[largest]),
         strategy.model,
         device,
     )
@@ -91,8 +90,8 @@ def _train(job: Job, rank: int, world: int) -> dict[str, Any]:
     for step in range(done + 1, len(plan) + 1):
         torch.manual_seed(hash_seed(options.seed, step, rank))
         sums = accumulate(
-            strategy.score, job.pairs, plan[step - 1], how=how, loss_of=loss_of, rank=rank,
-            world=world, lockstep=strategy.lockstep, backward=strategy.backward,
+            strategy.score, job.pairs, plan[step - 1], how=how, loss=loss, step=step,
+            team=Team(rank, world, strategy.lockstep), backward=strategy.backward,
         )  # fmt: skip
         norms.append(strategy.step())
         losses.append(means(reduce_sums(sums))["loss"])
