@@ -34,8 +34,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_worker_killed_in_mid_epoch_changes_no_bit(
     ray_cluster: None, demo_config: Path, options: tuple[str, ...]
 ) -> None:
-    overrides = ("train.epochs=6", "train.save_steps=5", "train.max_failures=1", *options)
-    total = 24
+    overrides = ("train.epochs=12", "train.save_steps=5", "train.max_failures=1", *options)
+    total = 48
     run = prepared(demo_config, *overrides)
     folder = run.path("train", "jmamp")
     killed: list[int] = []
@@ -68,7 +68,7 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_training(
     ray_cluster: None, demo_config: Path
 ) -> None:
     """Elastic: two workers, then the one that is left; the gradient knows no number of workers."""
-    overrides = ("train.epochs=6", "train.save_steps=5", "student.lora.dropout=0")
+    overrides = ("train.epochs=12", "train.save_steps=5", "student.lora.dropout=0")
     run = prepared(demo_config, *overrides)
     train(run, "jmamp")
     folder = run.path("train", "jmamp")
