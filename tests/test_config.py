@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,16 @@ def minimal(tmp_path: Path) -> str:
 def test_every_shipped_configuration_loads(path: Path) -> None:
     config = load_config(str(path))
     assert Config.model_validate(config.resolved) == config
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/students").glob("*.yaml")), ids=str)
+def test_each_student_has_the_papers_twenty_arms(path: Path) -> None:
+    """Table 16: three global betas, random, every single call, teacher and prompt, and all."""
+    arms = [parse_arm(name) for name in load_config(str(path)).sweep.names]
+    kinds = Counter(arm.name.partition("-")[0].partition(":")[0] for arm in arms)
+    assert kinds == {"dpo": 3, "random": 1, "sa": 9, "se": 3, "ma": 3, "jmamp": 1}
+    assert [arm.constant for arm in arms if arm.constant] == [0.1, 0.3, 0.5]
+    assert len({arm.what for arm in arms}) == 20
 
 
 def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None:
