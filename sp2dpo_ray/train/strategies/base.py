@@ -89,3 +89,27 @@ def make_scheduler(optimizer: Any, setup: Setup) -> Any:
     """Linear warmup, then a cosine to 0."""
     warmup = round(setup.options.warmup_ratio * setup.steps)
     return get_cosine_schedule_with_warmup(optimizer, warmup, setup.steps)
+
+
+class Updates:
+    """Clipping, optimiser and schedule over the trained parameters, or this worker's shares."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], setup: Setup) -> None:
+        self._parameters = parameters
+        self.optimizer = make_optimizer(parameters, setup)
+        self.scheduler = make_scheduler(self.optimizer, setup)
+        self._max_norm = setup.options.max_grad_norm
+
+    def apply(self) -> float:
+        """Clip and update; returns the gradient's norm before clipping."""
+        norm: Any = torch.nn.utils.clip_grad_norm_(
+            self._parameters, self._max_norm, error_if_nonfinite=True
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.scheduler.get_last_lr()[0])

@@ -18,7 +18,7 @@ from torch import Tensor
 from sp2dpo_ray.modeling.forward import Scorer
 from sp2dpo_ray.modeling.layout import Batch
 from sp2dpo_ray.modeling.student import trainable
-from sp2dpo_ray.train.strategies.base import Setup, make_optimizer, make_scheduler
+from sp2dpo_ray.train.strategies.base import Setup, Updates
 
 WEIGHTS, OPTIMIZER = "trained.safetensors", "optimizer.pt"
 
@@ -32,9 +32,7 @@ class Replicated:
         self.model = model
         self._scorer = Scorer(model, setup.options.head_mib << 20, setup.autocast)
         self._parameters = trainable(model)
-        self._optimizer = make_optimizer(self._parameters, setup)
-        self._scheduler = make_scheduler(self._optimizer, setup)
-        self._max_norm = setup.options.max_grad_norm
+        self._updates = Updates(self._parameters, setup)
 
     def score(self, batch: Batch) -> Tensor:
         logps: Tensor = self._scorer(batch)
@@ -45,33 +43,27 @@ class Replicated:
 
     def step(self) -> float:
         reduce_gradients(self._parameters)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self._parameters, self._max_norm, error_if_nonfinite=True
-        )
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._scheduler.step()
-        return float(norm)
+        return self._updates.apply()
 
     @property
     def learning_rate(self) -> float:
-        return float(self._scheduler.get_last_lr()[0])
+        return self._updates.learning_rate
 
     def save(self, folder: Path) -> None:
         if dist.is_initialized() and dist.get_rank() != 0:
             return  # all workers hold the same
         save_file(self._named(), folder / WEIGHTS)
         state = {
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
+            "optimizer": self._updates.optimizer.state_dict(),
+            "scheduler": self._updates.scheduler.state_dict(),
         }
         torch.save(state, folder / OPTIMIZER)
 
     def restore(self, folder: Path, world: int) -> None:
         self.model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
         state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
+        self._updates.optimizer.load_state_dict(state["optimizer"])
+        self._updates.scheduler.load_state_dict(state["scheduler"])
 
     def trained(self) -> dict[str, Tensor]:
         if dist.is_initialized() and dist.get_rank() != 0:

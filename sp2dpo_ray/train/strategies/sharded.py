@@ -26,7 +26,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from sp2dpo_ray.modeling.forward import Scorer, base_of
 from sp2dpo_ray.modeling.layout import Batch
 from sp2dpo_ray.modeling.student import trainable
-from sp2dpo_ray.train.strategies.base import Setup, make_optimizer, make_scheduler
+from sp2dpo_ray.train.strategies.base import Setup, Updates
 
 SCHEDULER = "scheduler.pt"
 PREFIX = "model."  # of the student inside the scorer
@@ -45,10 +45,7 @@ class Sharded:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(self._scorer, mesh=mesh, mp_policy=policy)  # embeddings and head
         self.model = model
-        self._parameters = trainable(model)
-        self._optimizer = make_optimizer(self._parameters, setup)
-        self._scheduler = make_scheduler(self._optimizer, setup)
-        self._max_norm = setup.options.max_grad_norm
+        self._updates = Updates(trainable(model), setup)
 
     def score(self, batch: Batch) -> Tensor:
         logps: Tensor = self._scorer(batch)
@@ -60,37 +57,32 @@ class Sharded:
         (loss * dist.get_world_size()).backward()
 
     def step(self) -> float:
-        norm: Any = torch.nn.utils.clip_grad_norm_(
-            self._parameters, self._max_norm, error_if_nonfinite=True
-        )
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._scheduler.step()
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return self._updates.apply()
 
     @property
     def learning_rate(self) -> float:
-        return float(self._scheduler.get_last_lr()[0])
+        return self._updates.learning_rate
 
     def save(self, folder: Path) -> None:
         dcp.save(self._state(), checkpoint_id=str(folder))
-        torch.save(self._scheduler.state_dict(), folder / SCHEDULER)
+        torch.save(self._updates.scheduler.state_dict(), folder / SCHEDULER)
 
     def restore(self, folder: Path, world: int) -> None:
         state = self._state()
         dcp.load(state, checkpoint_id=str(folder))
         set_state_dict(
             self._scorer,
-            self._optimizer,
+            self._updates.optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
             options=StateDictOptions(strict=False),
         )
-        self._scheduler.load_state_dict(torch.load(folder / SCHEDULER, weights_only=True))
+        state = torch.load(folder / SCHEDULER, weights_only=True)
+        self._updates.scheduler.load_state_dict(state)
 
     def _state(self) -> dict[str, Any]:
         options = StateDictOptions(ignore_frozen_params=True)
-        model, optimizer = get_state_dict(self._scorer, self._optimizer, options=options)
+        model, optimizer = get_state_dict(self._scorer, self._updates.optimizer, options=options)
         return {"model": model, "optimizer": optimizer}
 
     def trained(self) -> dict[str, Tensor]:
