@@ -20,6 +20,8 @@ from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE, RANDOM_SEED
 from sp2dpo_ray.core.schedule.ensemble import Floats
 from sp2dpo_ray.errors import ConfigError, DataError
 
+ROUNDING = 1e-9  # of a map's last digits
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
@@ -93,6 +95,18 @@ def _shuffle(values: Floats, ids: list[str]) -> Floats:
 def _match(values: Floats, ids: list[str]) -> Floats:
     """Every pair gets the schedule's mean: the same average enforcement without its shape."""
     return np.full_like(values, values.mean())
+
+
+def check_envelope(betas: Floats, ids: list[str], envelope: tuple[float, float]) -> None:
+    """Refuse a schedule's beta outside of the bounds that its maps were given."""
+    low, high = envelope
+    outside = np.flatnonzero((betas < low - ROUNDING) | (betas > high + ROUNDING))
+    if len(outside):
+        first = int(outside[0])
+        raise DataError(
+            f"pair {ids[first]}: its beta is {betas[first]:g}, outside of the schedule's envelope "
+            f"[{low:g}, {high:g}]; {len(outside)} pairs are. Is this a column of betas?"
+        )
 
 
 # name pattern -> how the arm is made of the match; the first that fits decides

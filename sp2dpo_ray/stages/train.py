@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sp2dpo_ray.console import bar, say
-from sp2dpo_ray.core.arms import Arm, parse_arm
-from sp2dpo_ray.core.artifact import MANIFEST, Provenance, read_manifest, seal
+from sp2dpo_ray.core.arms import Arm, check_envelope, parse_arm
+from sp2dpo_ray.core.artifact import MANIFEST, Provenance, open_artifact, read_manifest, seal
 from sp2dpo_ray.core.files import (
     ADAPTER,
     BETAS,
@@ -34,6 +34,7 @@ from sp2dpo_ray.core.files import (
 from sp2dpo_ray.core.methods import METHODS
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
 from sp2dpo_ray.core.schedule.published import read_columns
+from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.evaluate.held_out import SOURCE, UNKNOWN, held_out_figures
 from sp2dpo_ray.run import Run, Summary
@@ -142,6 +143,9 @@ def _write_betas(run: Run, arm: Arm, folder: Path) -> int:
     if not ids:
         raise DataError("the schedule holds none of the training pairs; run: sp2dpo schedule")
     betas = arm.betas(schedule, ids)
+    if arm.column:
+        settings = open_artifact(run.path("schedule")).settings
+        check_envelope(betas, ids, Recipe.from_json(settings["recipe"]).mapping.envelope)
     pq.write_table(pa.table({"prompt_id": ids, "beta": betas}), folder / BETAS)
     return len(ids)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.core.arms import check_envelope, parse_arm
 from sp2dpo_ray.errors import ConfigError, DataError
 from tests.core.schedule.test_columns import annotations, build
 
@@ -58,3 +58,10 @@ def test_an_unusable_beta_is_refused_with_the_pairs_id(value: float | None) -> N
         parse_arm("column:b").betas(table, ["good", "bad"])
     with pytest.raises(DataError, match="pair other"):
         parse_arm("column:b").betas(table, ["other"])
+
+
+def test_a_beta_outside_of_the_envelope_is_refused_with_the_pairs_id() -> None:
+    check_envelope(np.array([0.03, 0.3, 0.3 + 1e-12]), ["a", "b", "c"], (0.03, 0.3))
+    for value in (0.029, 0.31, 3.0):
+        with pytest.raises(DataError, match=r"pair b: its beta is .* envelope \[0\.03, 0\.3\]; 1"):
+            check_envelope(np.array([0.03, value]), ["a", "b"], (0.03, 0.3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 
 from sp2dpo_ray.config import LoraSection, TrainSection
 from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
-from sp2dpo_ray.modeling.student import load_tokenizer
+from sp2dpo_ray.modeling.student import load_model, load_tokenizer
+from sp2dpo_ray.train.strategies import Setup, strategy_of
+from sp2dpo_ray.train.strategies.base import make_optimizer
 from sp2dpo_ray.train.task import Pairs
 from tests.train.workers import Job, train_together
 
@@ -101,3 +105,28 @@ def test_a_saved_state_goes_on_to_the_same_bits(results: Any, strategy: str) -> 
 def test_fsdp_goes_on_with_another_number_of_workers(results: Any) -> None:
     whole, resumed = results[2]["fsdp lora"], results[1]["fsdp resumed"]
     assert resumed["losses"] == pytest.approx(whole["losses"][3:], rel=1e-5)
+
+
+# -- what a machine lacks --------------------------------------------------------------------------
+
+
+def test_what_only_a_gpu_can_do_says_what_to_install(
+    tiny_student: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match=r"precision: nf4 needs bitsandbytes and a CUDA GPU; pip"):
+        load_model(tiny_student, "nf4")
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    options = TrainSection(optimizer="paged_adamw_32bit")
+    setup = Setup(options, torch.device("cpu"), 10)
+    with pytest.raises(ConfigError, match=r"paged_adamw_32bit needs bitsandbytes.*\[quantized\]"):
+        make_optimizer([torch.nn.Parameter(torch.zeros(1))], setup)
+
+
+def test_a_machine_without_deepspeed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    monkeypatch.delitem(sys.modules, "sp2dpo_ray.train.strategies.zero", raising=False)
+    setup = Setup(TrainSection(), torch.device("cpu"), 10)
+    with pytest.raises(ConfigError, match=r"zero3 needs DeepSpeed; pip install 'sp2dpo-ray\[deep"):
+        strategy_of("zero3", torch.nn.Linear(1, 1), setup)
