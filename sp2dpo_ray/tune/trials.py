@@ -8,6 +8,7 @@ disk, a wrong configuration) stops the sweep.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ def run_trials(
     folder: Tune's own records, on storage that every node sees. watch() is called every second.
     Raises what a trial raised if it is of a kind that concerns them all.
     """
+
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's banner; the bar says it better
 
     def trial(config: dict[str, Any]) -> None:
         tune.report(_attempt(config["arm"], work))

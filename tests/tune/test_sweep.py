@@ -116,7 +116,9 @@ def test_what_concerns_all_arms_stops_the_sweep(ray_cluster: None, tmp_path: Pat
     assert len(list(begun.iterdir())) < 6
 
 
-def test_a_trial_that_is_lost_begins_again(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_trial_that_is_lost_begins_again_and_tune_keeps_quiet(
+    ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def work(arm: str) -> None:
         marker = tmp_path / f"{arm}.begun"
         if arm == "a" and not marker.exists():
@@ -126,6 +128,8 @@ def test_a_trial_that_is_lost_begins_again(ray_cluster: None, tmp_path: Path) ->
     assert trials(tmp_path, work, ["a", "b"]) == [
         Outcome("a", "finished"), Outcome("b", "finished")
     ]  # fmt: skip
+    shown = capfd.readouterr()
+    assert "Configuration for experiment" not in shown.out + shown.err
 
 
 def test_the_cluster_decides_how_many_at_once(ray_cluster: None) -> None:
