@@ -42,7 +42,7 @@ def inside(*arguments: str) -> int:
 def test_what_ray_prints_leaves_stdout_to_the_answer(
     ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with ray_session(load_config("configs/demo.yaml")):
+    with ray_session(None):
         print("(raylet) a node was lost")
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -156,7 +156,6 @@ def test_an_altered_artifact_is_noticed_by_the_next_stage(demo_config: Path) -> 
 def test_a_local_folder_is_a_student_like_any_other(
     demo_config: Path, tiny_student: Any, tmp_path: Path
 ) -> None:
-    from sp2dpo_ray.config import load_config
     from sp2dpo_ray.run import Run
     from sp2dpo_ray.stages.student import student_ref
 
@@ -177,7 +176,6 @@ def test_a_local_folder_is_a_student_like_any_other(
 def test_an_arm_of_another_schedule_is_not_compared(
     demo_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sp2dpo_ray.config import load_config
     from sp2dpo_ray.core.artifact import Provenance, publish
     from sp2dpo_ray.run import Run
     from sp2dpo_ray.stages.report import _trained_arms

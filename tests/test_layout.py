@@ -20,7 +20,7 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"config", "console"}),
     frozenset({"objectives", "teachers", "modeling"}),
     frozenset({"annotate", "reference", "train", "evaluate", "distill"}),
-    frozenset({"tune"}),
+    frozenset({"tune", "lab"}),
     frozenset({"report"}),
     frozenset({"run"}),
     frozenset({"stages"}),
@@ -30,7 +30,7 @@ RANKS: tuple[frozenset[str], ...] = (
 # the one step within a rank: a model's forward pass ends in log-probabilities
 SAME_RANK = {("modeling", "objectives")}
 PUBLIC = "sp2dpo_ray.core.schedule.published"
-RAY_ALLOWED = {"annotate", "reference", "train", "tune", "distill", "stages"}
+RAY_ALLOWED = {"annotate", "reference", "train", "tune", "distill", "lab", "stages"}
 TORCH_FREE = {"errors", "core", "config", "console", "teachers", "annotate", "run", "cli"}
 LONGEST = 400
 

@@ -28,7 +28,7 @@ from sp2dpo_ray.core.schedule.diff import diff as diff_of
 from sp2dpo_ray.core.schedule.verify import verify as checks_of
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.run import Run, Summary
-from sp2dpo_ray.stages import IMPORT, STAGES, WHOLE_RUN, Stage, ray_session
+from sp2dpo_ray.stages import IMPORT, LAB, STAGES, WHOLE_RUN, Stage, ray_session
 
 MAY_ASK = ("annotate", "run")
 
@@ -89,7 +89,7 @@ def _work(
         if stage.writes:
             stack.enter_context(run.locked())
         if stage.needs_ray:
-            stack.enter_context(ray_session(run.config))
+            stack.enter_context(ray_session(run.config.cluster.address))
         if stage.writes:
             run.write_lambda()
         summary = stage(run, **more)
@@ -150,6 +150,38 @@ for _stage in (*STAGES.values(), WHOLE_RUN):
         app.command(_stage.name, help=_stage.title)(SPECIAL[_stage.name])
     else:
         _command(_stage)
+
+
+@app.command(help=LAB.title)
+def lab(
+    folder: Annotated[Path, typer.Option(help="Where table, figure and trials go.")] = Path(
+        "runs/lab"
+    ),
+    world: Annotated[
+        list[str] | None, typer.Option(help="One of the worlds; may be repeated. None: all.")
+    ] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="An arm to train; may be repeated. None: the table's.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 8,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change every world: noise=0.4"),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray address; none: this machine's own.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    def work() -> None:
+        with ray_session(address):
+            summary = LAB.work(
+                folder, tuple(world or ()), tuple(arm or ()), seeds, tuple(set_ or ())
+            )
+        _tell(summary, as_json, show)
+
+    raise typer.Exit(guarded(work, debug))
 
 
 @app.command()

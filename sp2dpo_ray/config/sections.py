@@ -201,7 +201,7 @@ class Config(Section):
             parse_arm(name)
         except ConfigError as error:
             raise ValueError(f"{where}: {error}") from None
-        parts = re.split(r"[@+]", name)[0].split("-")
+        parts = re.split(r"[@+/]", name)[0].split("-")
         unknown = {
             "sa": lambda: parts[1] not in teachers or parts[2] not in variants,
             "se": lambda: parts[1] not in teachers,

@@ -69,6 +69,9 @@ class TrainSection(Section):
     """Loss of arms that name no method of the catalogue; every one takes a beta for each pair."""
     loss_options: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Options of methods, by method: {cdpo: {epsilon: 0.05}}."""
+    margin: Literal["panel", "scores"] = "panel"
+    """What MADPO and the selections take for a reward model's margin: the panel's gap, or the
+    columns score_chosen less score_rejected of the data."""
     epochs: int = Field(1, ge=1)
     max_length: int = Field(2048, ge=8)
     """Longest prompt with response, in tokens; what is over is cut from the response's end."""

@@ -1,7 +1,8 @@
 """Arms: the training configurations that are compared, each a way to give every pair a beta.
 
-In: an arm's name. Out: the betas of the training pairs. An arm is a row of `RULES`. Invariant: each
-beta that leaves here is finite and positive, or the pair's id is in the error.
+In: an arm's name. Out: what it is, and the betas of the training pairs. An arm is a row of `RULES`.
+Invariant: each beta that leaves here is finite, positive and within its bounds, or the pair's id is
+in the error.
 """
 
 from __future__ import annotations
@@ -14,32 +15,48 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sp2dpo_ray.core.hashing import uniform_draws
+from sp2dpo_ray.core.derived import DERIVED, OF_ESTIMATOR, OF_MAP, Bounds, with_changes
 from sp2dpo_ray.core.methods import METHODS, SUM, check_beta
-from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE, RANDOM_SEED
+from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE
 from sp2dpo_ray.core.schedule.ensemble import Floats
+from sp2dpo_ray.core.schedule.recipe import Recipe
+from sp2dpo_ray.core.selections import SELECTIONS
+from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.errors import ConfigError, DataError
 
 ROUNDING = 1e-9  # of a map's last digits
+SCHEDULED = 0.1  # a beta such as schedules hold
+NUMBER = r"\d+\.?\d*|\.\d+"
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One training configuration: a constant beta, or a column of the schedule."""
+    """One training configuration: a constant beta, a column of the schedule, or a function of it.
+
+    derived: name in DERIVED and what it takes besides the schedule. method: of the catalogue; None:
+    `train.loss`. mean: what the schedule's betas are scaled to on average, for a method whose betas
+    are of another scale. selection: name in SELECTIONS and share. seed: of the training; None: that
+    of the configuration.
+    """
 
     name: str
     title: str
     constant: float | None = None
     column: str | None = None
-    rearrange: Callable[[Floats, list[str]], Floats] | None = None
+    derived: tuple[str, tuple[Any, ...]] | None = None
     method: str | None = None
-    """Of the catalogue; None: `train.loss`."""
+    mean: float | None = None
+    selection: tuple[str, float] | None = None
     seed: int | None = None
-    """Of the training; None: that of the configuration."""
 
     @property
     def needs_schedule(self) -> bool:
-        return self.column is not None
+        return self.constant is None
+
+    @property
+    def is_global(self) -> bool:
+        """Whether it is plain DPO with one beta: what a tuned baseline is chosen from."""
+        return self.constant is not None and not (self.method or self.selection)
 
     @property
     def base(self) -> str:
@@ -49,57 +66,62 @@ class Arm:
     @property
     def what(self) -> tuple[Any, ...]:
         """What the arm is, whatever it is called: `dpo:0.1` and `dpo:0.10` are one."""
-        return self.constant, self.column, self.rearrange, self.method, self.seed
+        return (
+            self.constant, self.column, self.derived, self.method, self.mean, self.selection,
+            self.seed,
+        )  # fmt: skip
 
     @property
     def folder(self) -> str:
         """The name in paths."""
-        return self.name.replace(":", "-")
+        return re.sub(r"[:/,=]", "-", self.name)
 
-    def betas(self, schedule: pa.Table | None, ids: list[str]) -> Floats:
+    def betas(self, schedule: pa.Table | None, recipe: Recipe | None, ids: list[str]) -> Floats:
         """The beta of each pair in `ids`, in that order; (N,).
 
-        Raises DataError with the pair's id where the schedule has no usable beta.
+        schedule: with the arm's column, or all of them for a derived one. Raises DataError with the
+        pair's id where the schedule has no usable beta.
         """
-        if self.column is None:
+        if self.constant is not None:
             return np.full(len(ids), self.constant, dtype=np.float64)
-        if schedule is None:
+        if schedule is None or recipe is None:
             raise DataError(
                 f"train.arm: {self.name} needs a schedule; run the schedule stage first"
             )
-        if self.column not in schedule.column_names:
-            raise ConfigError(
-                f"train.arm: {self.name} needs the column {self.column!r}, "
-                f"which the schedule does not have"
-            )
-        values = schedule[self.column].to_numpy().astype(np.float64)
-        if self.rearrange is not None:
-            values = self.rearrange(values, schedule["prompt_id"].to_pylist())
+        values, bounds = self._of_schedule(schedule, recipe)
         known = dict(zip(schedule["prompt_id"].to_pylist(), values.tolist(), strict=True))
         for name in ids:
             beta = known.get(name)
             if beta is None or not (np.isfinite(beta) and beta > 0):
                 raise DataError(
-                    f"pair {name}: {self.column} must be a positive number, it is {beta}; a column "
-                    "is empty where annotate.early_stop skipped its calls"
+                    f"pair {name}: {self.column or self.name} must be a positive number, it is "
+                    f"{beta}; a column is empty where annotate.early_stop skipped its calls"
                 )
-        return np.array([known[name] for name in ids], dtype=np.float64)
+        betas = np.array([known[name] for name in ids], dtype=np.float64)
+        _check_bounds(betas, ids, bounds)
+        return betas if self.mean is None else betas * (self.mean / betas.mean())
+
+    def bounds(self, recipe: Recipe) -> Bounds:
+        """Within which a schedule's betas may move, of an arm that has a schedule's."""
+        if self.derived and self.derived[0] == "map":
+            return with_changes(recipe, dict(self.derived[1][0]))[0].mapping.envelope
+        return recipe.mapping.envelope
+
+    def _of_schedule(self, schedule: pa.Table, recipe: Recipe) -> tuple[Floats, Bounds]:
+        if self.derived is not None:
+            name, more = self.derived
+            found = DERIVED[name](schedule, recipe, *more)
+            return found.betas, found.bounds
+        if self.column not in schedule.column_names:
+            raise ConfigError(
+                f"train.arm: {self.name} needs the column {self.column!r}, "
+                f"which the schedule does not have"
+            )
+        return schedule[self.column].to_numpy().astype(np.float64), recipe.mapping.envelope
 
 
-def _shuffle(values: Floats, ids: list[str]) -> Floats:
-    """The same betas on other pairs: each pair takes the beta of the pair at its drawn rank."""
-    order = np.argsort(uniform_draws(ids, seed=RANDOM_SEED, purpose="beta_shuffled"))
-    return values[order]
-
-
-def _match(values: Floats, ids: list[str]) -> Floats:
-    """Every pair gets the schedule's mean: the same average enforcement without its shape."""
-    return np.full_like(values, values.mean())
-
-
-def check_envelope(betas: Floats, ids: list[str], envelope: tuple[float, float]) -> None:
-    """Refuse a schedule's beta outside of the bounds that its maps were given."""
-    low, high = envelope
+def _check_bounds(betas: Floats, ids: list[str], bounds: Bounds) -> None:
+    low, high = bounds
     outside = np.flatnonzero((betas < low - ROUNDING) | (betas > high + ROUNDING))
     if len(outside):
         first = int(outside[0])
@@ -107,6 +129,26 @@ def check_envelope(betas: Floats, ids: list[str], envelope: tuple[float, float])
             f"pair {ids[first]}: its beta is {betas[first]:g}, outside of the schedule's envelope "
             f"[{low:g}, {high:g}]; {len(outside)} pairs are. Is this a column of betas?"
         )
+
+
+def _changes(text: str) -> tuple[tuple[str, Any], ...]:
+    """`beta_max=0.4,exponent=2` as keys and values, in the order of the keys."""
+    envelopes = {f"{name}.{bound}" for name in CATEGORIES for bound in ("beta_min", "beta_max")}
+    known = {*OF_MAP, *OF_ESTIMATOR, *envelopes, "estimator", "gate_low", "gate_high"}
+    found: dict[str, Any] = {}
+    for part in text.split(","):
+        key, given, value = part.partition("=")
+        if not given or key not in known or key in found:
+            raise ConfigError(
+                f"arm 'map:{text}': {part!r} must be key=value, each key once, of {sorted(known)}"
+            )
+        number = re.fullmatch(rf"(?:{NUMBER})(?:e-?\d+)?", value)
+        found[key] = (int(value) if value.isdecimal() else float(value)) if number else value
+    return tuple(sorted(found.items()))
+
+
+def _of(name: str, *values: Any) -> dict[str, Any]:
+    return {"derived": (name, values)}
 
 
 # name pattern -> how the arm is made of the match; the first that fits decides
@@ -121,37 +163,61 @@ RULES: tuple[tuple[str, Callable[[re.Match[str]], Arm]], ...] = (
                                 column=f"beta_annotators_mean_{m[1]}")),
     (r"random", lambda m: Arm(m[0], "control: uniform in the envelope", column="beta_random")),
     (r"shuffled", lambda m: Arm(m[0], "control: the schedule's betas on other pairs",
-                                column=DEFAULT_BETA, rearrange=_shuffle)),
+                                **_of(m[0]))),
     (r"matched-constant", lambda m: Arm(m[0], "control: the schedule's mean for every pair",
-                                        column=DEFAULT_BETA, rearrange=_match)),
+                                        **_of(m[0]))),
     (r"column:(\w+)", lambda m: Arm(m[0], f"column {m[1]} of the schedule", column=m[1])),
-    (r"dpo:(\d+\.?\d*|\.\d+)", lambda m: Arm(m[0], f"DPO, beta {float(m[1]):g} for every pair",
-                                             constant=float(m[1]))),
+    (r"map:(\S+)", lambda m: Arm(m[0], f"the schedule under another map: {m[1]}",
+                                 **_of("map", _changes(m[1])))),
+    (rf"geometric:({NUMBER})", lambda m: Arm(
+        m[0], f"geometric soft labels: {float(m[1]):g} times the panel's confidence "
+        "(arXiv:2409.06691)", **_of("geometric", float(m[1])))),
+    (rf"da:({NUMBER})", lambda m: Arm(
+        m[0], f"DA-DPO: {float(m[1]):g} times 1 + the panel's gap (arXiv:2601.00623)",
+        **_of("da", float(m[1])))),
+    (rf"dpo:({NUMBER})", lambda m: Arm(m[0], f"DPO, beta {float(m[1]):g} for every pair",
+                                       constant=float(m[1]))),
 )  # fmt: skip
-
-
-NUMBER = r"\d+\.?\d*|\.\d+"
 
 
 def parse_arm(name: str) -> Arm:
     """The arm of that name; ConfigError for an unknown one.
 
-    `<betas>` is a rule above, `<betas>+<method>` trains a method of the catalogue with these betas,
-    `<method>` and `<method>:<beta>` one with a beta for all; `@<n>` behind it trains with seed n.
+    `<betas>` is a rule above, `<betas>+<method>` trains a method of the catalogue with these betas
+    (scaled to the method's own on average where it multiplies them with log-ratios per token;
+    `<betas>+<method>:<mean>` says to which), `<method>` and `<method>:<beta>` one with a beta for
+    all; `/<selection>[:<share>]` behind it trains on a part of the pairs, `@<n>` at the end with
+    seed n.
     """
     body, at, seed = name.partition("@")
     if at and not seed.isdecimal():
         raise ConfigError(f"arm {name!r}: a seed is a whole number, as in {body}@1")
-    bare, plus, method = body.partition("+")
+    whole, slash, part = body.partition("/")
+    bare, plus, method = whole.partition("+")
     arm = _with_method(name, bare, method) if plus else _by_rule(bare) or _by_method(bare)
     if arm is None:
         known = ("jmamp, sa-<teacher>-<variant>, se-<teacher>, ma-<variant>, random, shuffled, "
-                 "matched-constant, dpo:<beta>, column:<name>; with +<method> behind it, or "
-                 f"<method>:<beta>, of {', '.join(METHODS)}")  # fmt: skip
+                 "matched-constant, dpo:<beta>, geometric:<beta>, da:<beta>, column:<name>, "
+                 "map:<key>=<value>,...; with +<method> behind it, or <method>:<beta>, of "
+                 f"{', '.join(METHODS)}; and /<selection>")  # fmt: skip
         raise ConfigError(f"arm {name!r} is unknown; the arms are {known}")
-    if arm.constant is not None and arm.constant <= 0:
+    if 0.0 in (arm.constant, *(arm.derived[1] if arm.derived else ())):
         raise ConfigError(f"arm {name!r}: beta must be positive")
+    if slash:
+        arm = _selected(arm, name, part)
     return replace(arm, name=name, seed=int(seed) if at else None)
+
+
+def _selected(arm: Arm, name: str, part: str) -> Arm:
+    selection, colon, share = part.partition(":")
+    row = SELECTIONS.get(selection)
+    if row is None:
+        raise ConfigError(f"arm {name!r}: no selection {selection!r}; there are {list(SELECTIONS)}")
+    if colon and not (re.fullmatch(NUMBER, share) and 0 < float(share) <= 1):
+        raise ConfigError(f"arm {name!r}: the share must be above 0 and at most 1, got {share!r}")
+    kept = float(share) if colon else row.share
+    title = f"{arm.title}; {row.title}, share {kept:g}"
+    return replace(arm, title=title, selection=(selection, kept))
 
 
 def _by_rule(bare: str) -> Arm | None:
@@ -166,6 +232,8 @@ def _by_method(bare: str) -> Arm | None:
     if colon and not row.uses_beta:
         raise ConfigError(f"arm {bare!r}: {name} knows no beta; its name is {name}")
     beta = float(number) if colon else row.beta
+    if row.prior:
+        raise ConfigError(f"arm {bare!r}: {name} begins with a schedule's betas: jmamp+{name}")
     if beta is None:
         raise ConfigError(f"arm {bare!r}: which beta? {name}:0.1, or a schedule's: jmamp+{name}")
     check_beta(name, beta)
@@ -174,16 +242,33 @@ def _by_method(bare: str) -> Arm | None:
 
 
 def _with_method(name: str, bare: str, method: str) -> Arm | None:
+    method, colon, mean = method.partition(":")
     arm, row = _by_rule(bare), METHODS.get(method)
-    if arm is None or row is None:
+    if arm is None or row is None or (colon and not re.fullmatch(NUMBER, mean)):
         return None
     if not row.uses_beta:
         raise ConfigError(f"arm {name!r}: {method} knows no beta, so no betas can be given to it")
-    if row.scale != SUM and arm.constant is None:
+    if row.prior and arm.constant is not None:
         raise ConfigError(
-            f"arm {name!r}: {method} multiplies beta with log-ratios per token, and the betas of a "
-            "schedule are made for sums over tokens"
+            f"arm {name!r}: {method} begins with a schedule's betas, and {bare} has one for all"
         )
-    if arm.constant is not None:
-        check_beta(method, arm.constant)
-    return replace(arm, title=f"{row.title}; {arm.title}", method=method)
+    if row.prior and arm.derived and arm.derived[0] in ("geometric", "da"):
+        raise ConfigError(
+            f"arm {name!r}: {method} moves betas within the schedule's envelope, and {bare} has "
+            "bounds of its own"
+        )
+    scaled = row.scale != SUM and arm.constant is None
+    if colon and not scaled:
+        raise ConfigError(
+            f"arm {name!r}: {bare} says what beta is; only a schedule's betas with a method of "
+            "log-ratios per token are scaled to a mean"
+        )
+    if not scaled:
+        check_beta(method, arm.constant if arm.constant is not None else SCHEDULED)
+        return replace(arm, title=f"{row.title}; {arm.title}", method=method)
+    mean_beta = float(mean) if colon else row.beta
+    if mean_beta is None:
+        raise ConfigError(f"arm {name!r}: scaled to which mean? {name}:1")
+    check_beta(method, mean_beta)
+    title = f"{row.title}; {arm.title}, scaled to a mean of {mean_beta:g}"
+    return replace(arm, title=title, method=method, mean=mean_beta)

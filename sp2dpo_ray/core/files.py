@@ -25,6 +25,7 @@ REFERENCE = "reference.parquet"
 
 BETAS = "betas.parquet"  # the arm's beta of each training pair
 METRICS_LINES = "metrics.jsonl"  # one line a logged step
+TRAJECTORY = "trajectory.parquet"  # betas that moved: step by step what each pair was given
 TRAINING = "training.json"  # what the training was made with
 HELD_OUT = "held_out.parquet"  # what the workers leave; becomes the next
 EVAL_PAIRS = "eval_pairs.parquet"  # margin and category of each held-out pair

@@ -29,6 +29,7 @@ class Verified(StrEnum):
     LIBRARY = "in a library's code"
     TEXT = "in the paper's text"
     SECONDARY = "in secondary sources only"
+    OURS = "nowhere: the paper leaves the rule open, and this one is ours"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,10 @@ class Method:
     """scale: whether beta multiplies log-ratios that are summed over tokens or means of them; a
     beta of the one is far off for the other. beta: where the arm names none; None: it must, or a
     schedule gives it. uses_beta: False where the loss knows no beta at all. whole_step:
-    terms are made of all pairs of a step, which costs one more forward pass."""
+    terms are made of all pairs of a step, which costs one more forward pass. prior: betas must come
+    from a schedule, whose envelope bounds what is made of them. weighted: each pair has a weight,
+    made beforehand of its external margin (`train.margin`). tokens: of a response only the tokens
+    count that the student is less sure of than of the response on average."""
 
     title: str
     formula: str
@@ -55,12 +59,15 @@ class Method:
     beta: float | None = None
     uses_beta: bool = True
     whole_step: bool = False
+    prior: bool = False
+    weighted: bool = False
+    tokens: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
 
     @property
     def flag(self) -> str:
         """What whoever trains with it should know; '' if nothing."""
-        if self.verified is not Verified.SECONDARY:
+        if self.verified not in (Verified.SECONDARY, Verified.OURS):
             return ""
         return (
             f"the formula of {self.title} was found {self.verified}: check it before you rely on it"
@@ -72,6 +79,10 @@ FLIPS = {"epsilon": Option(0.1, 0.0, 0.5)}
 METHODS: dict[str, Method] = {
     "logistic": Method("DPO; with a schedule SP2DPO", "-log s(b h)",
                        "Eqs. 5, 6; Rafailov et al. 2023, arXiv:2305.18290", Verified.CODE),
+    "hybrid": Method("SP2DPO with the student's margin", "-log s(b' h), b' = b (1 + a (2 s(b h) - "
+                     "1)) within the envelope, b' not differentiated",
+                     "the idea: SP2DPO, sections 6.2 and J.5", Verified.OURS, prior=True,
+                     options={"a": Option(0.5, -0.99, 1.0)}),
     "dpo_norm": Method("DPO per token", "-log s(b h_bar)", "TRL and open-instruct",
                        Verified.LIBRARY, MEAN, beta=5.0),
     "hinge": Method("SLiC's hinge", "max(0, 1 - b h)", "Zhao et al. 2023, arXiv:2305.10425",
@@ -98,6 +109,12 @@ METHODS: dict[str, Method] = {
                   Verified.SECONDARY, options={"alpha": Option(0.3, 0.01, 1.01)}),
     "focal": Method("FocalPO", "-s(b h)^g log s(b h), the power not differentiated",
                     "arXiv:2501.06645", Verified.SECONDARY, options={"gamma": Option(1.0, 0.0)}),
+    "madpo": Method("MADPO", "-w log s(b h), w = s(c m) / s(m) of the external margin m",
+                    "arXiv:2510.05342", Verified.CODE, weighted=True,
+                    options={"c_max": Option(2.0, 1.01), "tau": Option(6.907, 0.0)}),
+    "confpo": Method("ConfPO", "-log s(b (d_bar' - g)), bars over the tokens below their mean "
+                     "probability", "arXiv:2506.08712", Verified.CODE, MEAN, beta=1.5, tokens=True,
+                     options={"gamma": Option(1.0667, 0.0)}),
     "beta_dpo": Method("beta-DPO", "-log s(b (1 + a (mean h - mu)) h) over the pairs kept",
                        "Wu et al. 2024, arXiv:2407.08639", Verified.CODE, whole_step=True,
                        options={"rho": Option(0.2, 0.0, 1.0), "a": Option(0.6, 0.0)}),

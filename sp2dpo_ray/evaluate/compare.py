@@ -8,6 +8,7 @@ same draws, so that a difference is judged pair by pair.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,50 +63,55 @@ def compare_arms(margins: dict[str, tuple[list[str], Floats]], baseline: str) ->
     for arm, (theirs, _) in margins.items():
         if theirs != ids:
             raise ArtifactError(f"arm {arm} was scored on other held-out pairs than {baseline}")
-    num_pairs = len(ids)
-    draws = np.random.default_rng(SEED).multinomial(
-        num_pairs, np.full(num_pairs, 1 / num_pairs), size=RESAMPLES
-    )
-    weights = draws / num_pairs  # (RESAMPLES, N): a resampled mean is a weighted one
     base = np.atleast_2d(accuracy_of(margins[baseline][1]))
     rows = []
     for arm in [baseline, *(name for name in margins if name != baseline)]:
         margin = np.atleast_2d(margins[arm][1])
         accuracy = accuracy_of(margin)
-        gain = None if arm == baseline else _interval(_gain(accuracy, base), weights)
+        gain = None if arm == baseline else gain_on(base, accuracy)
         rows.append(
             ArmScore(
                 arm,
-                num_pairs,
-                _interval(accuracy, weights),
-                _interval(margin, weights),
+                len(ids),
+                interval(accuracy),
+                interval(margin),
                 gain,
-                _verdict(gain),
+                verdict(gain),
                 len(margin),
             )
         )
     return rows
 
 
-def _gain(accuracy_SN: Floats, base_SN: Floats) -> Floats:
-    """Differences seed by seed where both arms have as many, else against the baseline's mean."""
-    if len(accuracy_SN) == len(base_SN):
-        return accuracy_SN - base_SN
-    return accuracy_SN - base_SN.mean(axis=0)
+def gain_on(base_SN: Floats, values_SN: Floats) -> Interval:
+    """How much larger the values are, item by item; seed by seed where both have as many, else
+    against the mean of the base's seeds."""
+    if len(values_SN) == len(base_SN):
+        return interval(values_SN - base_SN)
+    return interval(values_SN - base_SN.mean(axis=0))
 
 
-def _interval(values_SN: Floats, weights: Floats) -> Interval:
+def interval(values_SN: Floats) -> Interval:
+    """The mean of S seeds' values for N items; both are drawn again."""
     tail = (1 - LEVEL) / 2
-    num_seeds = len(values_SN)
-    drawn = np.random.default_rng(SEED + 1).multinomial(
-        num_seeds, np.full(num_seeds, 1 / num_seeds), size=len(weights)
-    )
-    by_seed = weights @ values_SN.T  # (RESAMPLES, S)
-    low, high = np.quantile((by_seed * drawn).sum(axis=1) / num_seeds, [tail, 1 - tail])
+    by_seed = _weights(values_SN.shape[1], SEED) @ values_SN.T  # (RESAMPLES, S)
+    drawn = _weights(len(values_SN), SEED + 1)
+    low, high = np.quantile((by_seed * drawn).sum(axis=1), [tail, 1 - tail])
     return Interval(float(values_SN.mean()), float(low), float(high))
 
 
-def _verdict(gain: Interval | None) -> str:
+@lru_cache(maxsize=4)
+def _weights(count: int, seed: int) -> Floats:
+    """Shares of each of so many items in every resample: a resampled mean is a weighted one;
+    (RESAMPLES, count). The same for whoever has as many items, so differences stay paired."""
+    draws = np.random.default_rng(seed).multinomial(
+        count, np.full(count, 1 / count), size=RESAMPLES
+    )
+    return np.asarray(draws / count)
+
+
+def verdict(gain: Interval | None) -> str:
+    """better, worse, or not told apart, at LEVEL."""
     if gain is None:
         return "baseline"
     if not gain.excludes_zero:

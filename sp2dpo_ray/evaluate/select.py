@@ -17,7 +17,6 @@ from sp2dpo_ray.errors import ArtifactError
 from sp2dpo_ray.evaluate.compare import ArmScore, Floats, accuracy_of, compare_arms
 
 HALVES_SEED = 0
-TUNED = "dpo:"  # arms of a global beta, of which the best is the baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +48,9 @@ def tuning_half(ids: list[str]) -> NDArray[np.bool_]:
     return chosen
 
 
-def select(arms: dict[str, ArmMargins]) -> Selection:
+def select(arms: dict[str, ArmMargins], tuned: list[str]) -> Selection:
     """Choose on one half, compare on the other; ArtifactError where there are too few pairs, or
-    arms were scored on other ones."""
+    arms were scored on other ones. tuned: the arms of a global beta."""
     first = next(iter(arms.values()))
     for name, arm in arms.items():
         if arm.ids != first.ids:
@@ -71,7 +70,6 @@ def select(arms: dict[str, ArmMargins]) -> Selection:
         # of arms with equal accuracy the one with the larger margin, then the first
         return max(names, key=lambda name: (tuning[name], mean_margin[name]))
 
-    tuned = [name for name in arms if name.startswith(TUNED)]
     baseline = best(tuned) if tuned else next(iter(arms))
     report_ids = [name for name, mark in zip(first.ids, half, strict=True) if not mark]
     rows = compare_arms(

@@ -26,11 +26,28 @@ def response_logps(model: Any, batch: Batch, *, head_bytes: int = HEAD_BYTES) ->
 
     head_bytes: what the logits of one piece of the response tokens may take.
     """
+    return sum_by_row(_token_logps(model, batch, head_bytes), batch.row_M, batch.num_rows)
+
+
+def unsure_logps(model: Any, batch: Batch, *, head_bytes: int = HEAD_BYTES) -> Tensor:
+    """The same, and beside it of the tokens whose probability is below their response's mean: their
+    sum, and how many they are; (3, 2P). Which tokens count is not differentiated (ConfPO)."""
+    logps_M, rows = _token_logps(model, batch, head_bytes), batch.num_rows
+    probability = logps_M.detach().exp()
+    length = torch.bincount(batch.row_M, minlength=rows).clamp(min=1)
+    mean = sum_by_row(probability, batch.row_M, rows) / length
+    unsure = (probability < mean[batch.row_M]).to(logps_M)
+    sums = (logps_M, unsure * logps_M, unsure)
+    return torch.stack([sum_by_row(each, batch.row_M, rows) for each in sums])
+
+
+def _token_logps(model: Any, batch: Batch, head_bytes: int) -> Tensor:
+    """log pi of each response token; (M,)."""
     causal = base_of(model)
     hidden_RTH = _decode(causal, batch)
     hidden_MH = hidden_RTH.flatten(0, 1)[batch.source_M]
     embeddings = causal.get_output_embeddings()
-    logps_M = head_logps(
+    return head_logps(
         lambda hidden: _logits(causal, embeddings, hidden),
         hidden_MH,
         batch.target_M,
@@ -38,7 +55,6 @@ def response_logps(model: Any, batch: Batch, *, head_bytes: int = HEAD_BYTES) ->
         frozen=not any(weight.requires_grad for weight in embeddings.parameters()),
         budget=head_bytes,
     )
-    return sum_by_row(logps_M, batch.row_M, batch.num_rows)
 
 
 class Scorer(nn.Module):
@@ -46,19 +62,26 @@ class Scorer(nn.Module):
     outside its layers around the whole pass, the head included.
 
     autocast: the type that matrix products are computed in, where weights are kept more exactly.
+    unsure: give `unsure_logps`.
     """
 
     def __init__(
-        self, model: Any, head_bytes: int = HEAD_BYTES, autocast: torch.dtype | None = None
+        self,
+        model: Any,
+        head_bytes: int = HEAD_BYTES,
+        autocast: torch.dtype | None = None,
+        *,
+        unsure: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self._head_bytes = head_bytes
         self._autocast = autocast
+        self._logps = unsure_logps if unsure else response_logps
 
     def forward(self, batch: Batch) -> Tensor:
         with torch.autocast(batch.ids_RT.device.type, self._autocast, bool(self._autocast)):
-            return response_logps(self.model, batch, head_bytes=self._head_bytes)
+            return self._logps(self.model, batch, head_bytes=self._head_bytes)
 
 
 def _decode(causal: Any, batch: Batch) -> Tensor:

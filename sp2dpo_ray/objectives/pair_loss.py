@@ -27,6 +27,8 @@ class PairLogps:
     ref_rejected: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
+    counted: PairLogps | None = None
+    """The same of the tokens that a method of tokens counts; no reference in it."""
 
     @property
     def chosen_ratio(self) -> Tensor:
@@ -67,6 +69,19 @@ def logistic(margin_B: Tensor, beta_B: Tensor) -> Tensor:
     return -F.logsigmoid(beta_B * margin_B)
 
 
+def adapted_betas(
+    margin_B: Tensor, prior_B: Tensor, strength: float, envelope: tuple[float, float]
+) -> Tensor:
+    """The prior beta of each pair scaled by what the student makes of the pair now; (B,).
+
+    beta * (1 + strength * (2 sigmoid(beta * margin) - 1)), within the envelope and not
+    differentiated: a pair that the student has not moved on keeps its prior; with a positive
+    strength the beta rises where the student agrees with the label, and falls where it does not.
+    """
+    agrees = torch.tanh(prior_B * margin_B.detach() / 2)  # 2 sigmoid(x) - 1
+    return (prior_B * (1 + strength * agrees)).clamp(*envelope)
+
+
 def _smoothed(logps: PairLogps, beta_B: Tensor, options: Options) -> Tensor:
     z, epsilon = beta_B * logps.margin, options["epsilon"]
     return -(1 - epsilon) * F.logsigmoid(z) - epsilon * F.logsigmoid(-z)
@@ -103,9 +118,18 @@ def _focal(logps: PairLogps, beta_B: Tensor, options: Options) -> Tensor:
     return -(torch.sigmoid(z).detach() ** options["gamma"]) * F.logsigmoid(z)
 
 
+def _confident(logps: PairLogps, beta_B: Tensor, options: Options) -> Tensor:
+    """SimPO over the tokens that count; a pair of which a response has none has no loss."""
+    assert logps.counted is not None
+    counts = (logps.counted.chosen_tokens > 0) & (logps.counted.rejected_tokens > 0)
+    return counts * logistic(logps.counted.policy_gap - options["gamma"], beta_B)
+
+
 # under the names of `core/methods.py`, where each is described
 LOSSES: dict[str, Callable[[PairLogps, Tensor, Options], Tensor]] = {
     "logistic": lambda logps, beta, _: logistic(logps.margin, beta),
+    # on betas that `adapted_betas` made
+    "hybrid": lambda logps, beta, _: logistic(logps.margin, beta),
     "dpo_norm": lambda logps, beta, _: logistic(logps.mean_margin, beta),
     "hinge": lambda logps, beta, _: torch.relu(1 - beta * logps.margin),
     "ipo": lambda logps, beta, _: (logps.mean_margin - 1 / (2 * beta)) ** 2,
@@ -115,6 +139,9 @@ LOSSES: dict[str, Callable[[PairLogps, Tensor, Options], Tensor]] = {
     "apo_zero": _apo_zero,
     "apo_down": _apo_down,
     "simpo": lambda logps, beta, o: logistic(logps.policy_gap - o["gamma"], beta),
+    # weights and chosen tokens come from outside of the loss
+    "madpo": lambda logps, beta, _: logistic(logps.margin, beta),
+    "confpo": _confident,
     "repo": lambda logps, _, o: torch.relu(o["gamma"] - logps.policy_gap),
     "cal_dpo": _calibrated,
     "bpo": _balanced,

@@ -15,7 +15,6 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-from sp2dpo_ray.config import Config
 from sp2dpo_ray.console import say
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.run import Run, Summary
@@ -38,12 +37,16 @@ class Stage:
     writes: bool = True
 
     def __call__(self, run: Run, **more: Any) -> Summary:
+        return self.work(run, **more)
+
+    def work(self, *given: Any, **more: Any) -> Summary:
+        """Call the function at `place`; a package that is missing is named with its extra."""
         module, _, function = self.place.partition(":")
         try:
             work = getattr(importlib.import_module(module), function)
         except ModuleNotFoundError as error:
             raise missing(error, f"stage {self.name}", self.extra) from error
-        summary: Summary = work(run, **more)
+        summary: Summary = work(*given, **more)
         return summary
 
 
@@ -84,6 +87,11 @@ WHOLE_RUN = Stage(
     "All stages in order, every arm of sweep.arms, and the page.",
 )  # fmt: skip
 
+
+LAB = Stage(
+    "lab", "sp2dpo_ray.stages.lab:lab", True, "lab",
+    "Train every arm in small worlds whose truth is known, and tell where each helps.",
+)  # fmt: skip
 
 IMPORT = Stage(
     "audit --import", "sp2dpo_ray.stages.audit:import_verdicts", False, "",
@@ -129,8 +137,8 @@ def brief(summary: Summary) -> str:
 
 
 @contextmanager
-def ray_session(config: Config) -> Iterator[None]:
-    """The Ray that stages use: `cluster.address`, the cluster of this job, or one of our own."""
+def ray_session(address: str | None) -> Iterator[None]:
+    """The Ray that stages use: at the address, the cluster of this job, or one of our own."""
     # no usage report leaves this machine unless its owner asked for it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -145,14 +153,14 @@ def ray_session(config: Config) -> Iterator[None]:
     DataContext.get_current().print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with redirect_stdout(sys.stderr):  # Ray prints what befalls its nodes on stdout
-        yield from _session(ray, config)
+        yield from _session(ray, address)
 
 
-def _session(ray: Any, config: Config) -> Iterator[None]:
+def _session(ray: Any, address: str | None) -> Iterator[None]:
     if ray.is_initialized():  # somebody else's session, not ours to close
         yield
         return
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS")
     local = {} if address else {"object_store_memory": OBJECT_STORE_BYTES}
     ray.init(
         # "local": without it Ray joins whatever cluster somebody started on this machine

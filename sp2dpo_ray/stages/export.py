@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sp2dpo_ray.core.arms import parse_arm
-from sp2dpo_ray.core.artifact import Draft
+from sp2dpo_ray.core.artifact import Draft, open_artifact
 from sp2dpo_ray.core.files import CARD, EVAL, TRAIN
 from sp2dpo_ray.core.schedule.export import joined, write_dataset
 from sp2dpo_ray.core.schedule.published import read_columns
+from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.run import Run, Summary
 
 BESIDE = ["category", "teacher_std"]
@@ -28,12 +29,13 @@ def export(run: Run) -> Summary:
     provenance = run.provenance("export", {"arm": arm.name}, inputs)
 
     def make(draft: Draft) -> None:
+        recipe = Recipe.from_json(open_artifact(source).settings["recipe"])
         tables = {}
         for split in (TRAIN, EVAL):
             columns = [*BESIDE, *([arm.column] if arm.column else [])]
-            schedule = read_columns(source, columns, split=split)
+            schedule = read_columns(source, None if arm.derived else columns, split=split)
             pairs = _scheduled(pq.read_table(run.pairs_file(split)), schedule)
-            betas = arm.betas(schedule, pairs["prompt_id"].to_pylist())
+            betas = arm.betas(schedule, recipe, pairs["prompt_id"].to_pylist())
             tables[split] = joined(pairs, betas, schedule)
         card = (source / CARD).read_text(encoding="utf-8")
         write_dataset(draft.path, tables, card, f"{arm.name}: {arm.title}")

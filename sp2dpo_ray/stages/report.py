@@ -110,7 +110,7 @@ def _compare(run: Run, trained: dict[str, Summary]) -> list[dict[str, Any]]:
         margins[name] = (table["prompt_id"].to_pylist(), table["margin"].to_numpy())
     if not margins or not next(iter(margins.values()))[0]:
         return []
-    baseline = next((name for name in margins if name.startswith("dpo:")), next(iter(margins)))
+    baseline = next((name for name in margins if parse_arm(name).is_global), next(iter(margins)))
     return [_row(score, trained[score.arm]) for score in compare_arms(margins, baseline)]
 
 

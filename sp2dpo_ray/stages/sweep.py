@@ -43,7 +43,8 @@ def sweep(run: Run) -> Summary:
             say(f"sweep: arm {outcome.arm} {outcome.state}: {outcome.reason}")
     if not good:
         raise TrainingError("no arm of the sweep finished: " + outcomes[0].reason)
-    selection = select(_margins(run, good))
+    margins = _margins(run, good)
+    selection = select(margins, [name for name in margins if parse_arm(name).is_global])
     rows = _rows(run, selection, good)
     inputs = {f"train {name}": run.path("train", parse_arm(name).folder) for name in good}
     provenance = run.provenance("sweep", {"arms": names}, inputs)

@@ -19,29 +19,28 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sp2dpo_ray.console import bar, say
-from sp2dpo_ray.core.arms import Arm, check_envelope, parse_arm
-from sp2dpo_ray.core.artifact import MANIFEST, Provenance, open_artifact, read_manifest, seal
+from sp2dpo_ray.core.arms import Arm, parse_arm
+from sp2dpo_ray.core.artifact import MANIFEST, Provenance, read_manifest, seal
 from sp2dpo_ray.core.files import (
     ADAPTER,
-    BETAS,
     EVAL,
     EVAL_PAIRS,
     HELD_OUT,
     MERGED,
     METRICS_LINES,
-    TRAIN,
+    TRAJECTORY,
 )
 from sp2dpo_ray.core.methods import METHODS
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
 from sp2dpo_ray.core.schedule.published import read_columns
-from sp2dpo_ray.core.schedule.recipe import Recipe
-from sp2dpo_ray.errors import DataError
+from sp2dpo_ray.core.selections import SELECTIONS
 from sp2dpo_ray.evaluate.held_out import SOURCE, UNKNOWN, held_out_figures
 from sp2dpo_ray.run import Run, Summary
+from sp2dpo_ray.stages.arm_pairs import Known, write_betas
 from sp2dpo_ray.stages.reference import reference_folder
 from sp2dpo_ray.stages.student import student_ref
 from sp2dpo_ray.train.launch import train_arm
-from sp2dpo_ray.train.task import TrainTask
+from sp2dpo_ray.train.task import UNBOUNDED, TrainTask
 
 CHECKPOINTS = "checkpoints"
 
@@ -55,11 +54,12 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
     if manifest := run.finished(folder, provenance):
         return manifest.summary | {"reused": True}
 
-    if flag := METHODS[config.train_of(arm).loss].flag:
+    for flag in _flags(run, arm):
         say(f"train {arm.name}: {flag}")
     start = time.perf_counter()
     _make_room(folder, provenance)
-    num_pairs = _write_betas(run, arm, folder)
+    num_pairs = write_betas(run, arm, folder)
+    recipe = Known(run).recipe
     task = TrainTask(
         config.run.name,
         arm.name,
@@ -70,6 +70,8 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
         student_ref(run),
         config.student.lora,
         config.train_of(arm),
+        arm.bounds(recipe) if recipe and arm.needs_schedule else UNBOUNDED,
+        ordered=bool(arm.selection and SELECTIONS[arm.selection[0]].ordered),
     )
     steps = -(-num_pairs // config.train.pairs_per_step) * config.train.epochs
     with bar(f"train {arm.name}: steps", steps) as advance:
@@ -105,6 +107,14 @@ def finished_arm(run: Run, name: str) -> Summary | None:
     return manifest.summary if manifest else None
 
 
+def _flags(run: Run, arm: Arm) -> list[str]:
+    """What whoever trains this should know of its method and its selection."""
+    flags = [METHODS[run.config.train_of(arm).loss].flag]
+    if arm.selection:
+        flags.append(SELECTIONS[arm.selection[0]].flag)
+    return [flag for flag in flags if flag]
+
+
 def _provenance(run: Run, arm: Arm) -> Provenance:
     config = run.config
     inputs = {
@@ -123,31 +133,13 @@ def _make_room(folder: Path, provenance: Provenance) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     ours = folder / CHECKPOINTS / provenance.key[:16]
-    kept = {folder / CHECKPOINTS, ours} | ({folder / METRICS_LINES} if ours.exists() else set())
+    going = {folder / METRICS_LINES, (folder / TRAJECTORY).with_suffix(".jsonl")}
+    kept = {folder / CHECKPOINTS, ours} | (going if ours.exists() else set())
     for path in {*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")} - kept:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _write_betas(run: Run, arm: Arm, folder: Path) -> int:
-    """The arm's beta for each training pair; all that training sees of the schedule."""
-    ids = pq.read_table(run.pairs_file(TRAIN), columns=["prompt_id"])["prompt_id"].to_pylist()
-    schedule = None
-    if read_manifest(run.path("schedule")):
-        columns = [arm.column] if arm.column else []
-        schedule = read_columns(run.path("schedule"), columns)
-        scheduled = set(schedule["prompt_id"].to_pylist())
-        ids = [name for name in ids if name in scheduled]
-    if not ids:
-        raise DataError("the schedule holds none of the training pairs; run: sp2dpo schedule")
-    betas = arm.betas(schedule, ids)
-    if arm.column:
-        settings = open_artifact(run.path("schedule")).settings
-        check_envelope(betas, ids, Recipe.from_json(settings["recipe"]).mapping.envelope)
-    pq.write_table(pa.table({"prompt_id": ids, "beta": betas}), folder / BETAS)
-    return len(ids)
 
 
 def _training_figures(path: Path) -> Summary:

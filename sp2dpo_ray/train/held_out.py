@@ -16,7 +16,7 @@ import torch.distributed as dist
 from sp2dpo_ray.core.files import HELD_OUT
 from sp2dpo_ray.train.step import Computing, Team, pair_logps, passes
 from sp2dpo_ray.train.strategies import Strategy
-from sp2dpo_ray.train.task import TrainTask, load_eval_pairs
+from sp2dpo_ray.train.task import TrainTask, load_pairs_to_score
 
 COLUMNS = (
     ("prompt_id", pa.string()),
@@ -27,9 +27,10 @@ COLUMNS = (
 
 @torch.no_grad()
 def score_held_out(strategy: Strategy, task: TrainTask, how: Computing, team: Team) -> None:
-    """The log-ratio margin of every held-out pair, in nats, into one table."""
+    """The log-ratio margin of every held-out pair (of a probe: training pair), in nats, into one
+    table."""
     strategy.model.eval()
-    pairs = load_eval_pairs(task)
+    pairs = load_pairs_to_score(task)
     rows = []
     for each in passes(pairs, range(len(pairs)), how, team):
         logps = pair_logps(strategy.score, pairs, each.index, how)

@@ -24,10 +24,11 @@ from sp2dpo_ray.train.loss import Loss
 from sp2dpo_ray.train.memory import decide
 from sp2dpo_ray.train.metrics import MetricsLog, beta_percentiles, means, new_sums
 from sp2dpo_ray.train.record import write_record
-from sp2dpo_ray.train.step import Computing, Team, accumulate, pair_logps, reduce_sums
+from sp2dpo_ray.train.step import Computing, Team, Traced, accumulate, pair_logps, reduce_sums
 from sp2dpo_ray.train.strategies import Setup, strategy_of
 from sp2dpo_ray.train.task import TrainTask, load_training_pairs
 from sp2dpo_ray.train.trackers import open_trackers
+from sp2dpo_ray.train.trajectory import Trajectory
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -40,7 +41,9 @@ def train_worker(config: dict[str, Any]) -> None:
 
     tokenizer = load_tokenizer(task.student)
     pairs = load_training_pairs(task)
-    plan = steps_of(len(pairs), options.pairs_per_step, options.epochs, options.seed)
+    plan = steps_of(
+        len(pairs), options.pairs_per_step, options.epochs, None if task.ordered else options.seed
+    )
     weights, autocast = weights_of(options, task.lora)
     model = student_to_train(
         task.student,
@@ -54,12 +57,13 @@ def train_worker(config: dict[str, Any]) -> None:
     model = model if weights == QUANTIZED else model.to(device)
     strategy = strategy_of(options.strategy, model, Setup(options, device, len(plan), autocast))
     how = Computing(tokenizer.pad_token_id, device, options.tokens_per_batch, options.layout)
-    loss = Loss(options.loss, options.loss_options.get(options.loss), options.seed)
+    loss = Loss(options.loss, options.loss_options.get(options.loss), options.seed, task.envelope)
     team = Team(rank, world, strategy.lockstep)
     place = scratch(task.output, rank)
     done, note = 0, ""
     if checkpoint := ray.train.get_checkpoint():
         done, note = restore_state(checkpoint, strategy, loss)
+    moved = Trajectory(task.output, pairs, done) if loss.moves_betas else None
     log = MetricsLog(task.output / METRICS_LINES, done, open_trackers(task)) if rank == 0 else None
 
     strategy.model.train()
@@ -78,6 +82,7 @@ def train_worker(config: dict[str, Any]) -> None:
     for step in range(done + 1, len(plan) + 1):
         torch.manual_seed(hash_seed(options.seed, step, rank))  # LoRA dropout
         everyone = plan[step - 1]
+        trace: list[Traced] | None = None if moved is None else []
         window += accumulate(
             strategy.score,
             pairs,
@@ -87,8 +92,12 @@ def train_worker(config: dict[str, Any]) -> None:
             step=step,
             team=team,
             backward=strategy.backward,
+            trace=trace,
         )
-        seen += everyone
+        if moved is None or trace is None:
+            seen += pairs.beta[everyone].tolist()
+        else:
+            seen += moved.add(step, trace, team)
         rate = strategy.learning_rate
         norm = strategy.step()
         saves = step % options.save_steps == 0 or step == len(plan)
@@ -99,7 +108,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 "step": step,
                 "steps": len(plan),
                 **means(reduce_sums(window)),
-                **beta_percentiles(pairs.beta[seen]),
+                **beta_percentiles(torch.tensor(seen)),
                 "grad_norm": norm,
                 "learning_rate": rate,
                 "seconds": now - clock,
@@ -115,9 +124,11 @@ def train_worker(config: dict[str, Any]) -> None:
 
     if log:
         log.close()
+    if moved and rank == 0:
+        moved.close()
     score_held_out(strategy, task, how, team)
     trained = strategy.trained()
-    if rank == 0:
+    if rank == 0 and not task.probe:
         export = "bf16" if weights == QUANTIZED else options.precision
         save_student(task.student, task.lora, export, trained, tokenizer, task.output)
 
@@ -144,12 +155,17 @@ def weights_of(options: TrainSection, lora: LoraSection | None) -> tuple[str, to
     return options.precision, None
 
 
-def steps_of(num_pairs: int, pairs_per_step: int, epochs: int, seed: int) -> list[list[int]]:
-    """The pairs of every step: a fresh permutation each epoch, the last step may be smaller."""
+def steps_of(num_pairs: int, pairs_per_step: int, epochs: int, seed: int | None) -> list[list[int]]:
+    """The pairs of every step: a fresh permutation each epoch, the last step may be smaller.
+
+    seed: None for the pairs' own order in every epoch.
+    """
     steps = []
     for epoch in range(epochs):
-        generator = torch.Generator().manual_seed(hash_seed(seed, epoch, 0))
-        order = torch.randperm(num_pairs, generator=generator).tolist()
+        order = list(range(num_pairs))
+        if seed is not None:
+            generator = torch.Generator().manual_seed(hash_seed(seed, epoch, 0))
+            order = torch.randperm(num_pairs, generator=generator).tolist()
         steps += [order[i : i + pairs_per_step] for i in range(0, num_pairs, pairs_per_step)]
     return steps
 

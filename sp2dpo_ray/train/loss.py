@@ -14,15 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sp2dpo_ray.core.methods import options_of
-from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps
+from sp2dpo_ray.core.methods import METHODS, options_of
+from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps, adapted_betas
 from sp2dpo_ray.objectives.step_methods import STEP_METHODS, Memory, Terms, recall, step_loss
 
 
 class Loss:
-    """`name` of the catalogue; options that are not given have their defaults."""
+    """`name` of the catalogue; options that are not given have their defaults.
 
-    def __init__(self, name: str, options: Mapping[str, float] | None = None, seed: int = 0):
+    envelope: bounds of the betas, where the method moves them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: Mapping[str, float] | None = None,
+        seed: int = 0,
+        envelope: tuple[float, float] = (0.0, float("inf")),
+    ) -> None:
+        self.moves_betas = METHODS[name].prior
+        self._envelope = envelope
         self._options = options_of(name, options or {})
         self._pair = LOSSES.get(name)
         self._seed = seed
@@ -38,6 +49,12 @@ class Loss:
             zero = torch.zeros_like(beta_B)
             terms = Terms(beta_B, zero, zero + 1)
         return step_loss(self.step_method, logps, terms)
+
+    def betas(self, logps: PairLogps, prior_B: Tensor) -> Tensor:
+        """The betas that these pairs are trained with now; (B,)."""
+        if not self.moves_betas:
+            return prior_B
+        return adapted_betas(logps.margin, prior_B, self._options["a"], self._envelope)
 
     def terms(self, measured_N: Tensor, beta_N: Tensor, step: int) -> Terms:
         """The terms of a step from its pairs' numbers and betas, (N,) each; remembers them."""

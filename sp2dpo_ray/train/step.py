@@ -31,6 +31,7 @@ from sp2dpo_ray.train.task import Pairs
 
 Score = Callable[[Batch], Tensor]
 Backward = Callable[[Tensor, bool], None]
+Traced = tuple[int, float, float]  # a pair's place, its beta, its margin
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +69,22 @@ class Computing:
 def pair_logps(score: Score, pairs: Pairs, index: list[int], how: Computing) -> PairLogps:
     """Policy and reference log-probabilities of the pairs at `index`; each (len(index),).
 
-    score: log-probabilities of a batch's rows.
+    score: log-probabilities of a batch's rows, or what `unsure_logps` gives.
     """
     batch = collate(pairs.encoded, index, how.pad_id, how.layout).to(how.device)
-    chosen, rejected = score(batch).view(2, -1)
+    found = score(batch)
+    chosen, rejected = (found if found.dim() == 1 else found[0]).view(2, -1)
+    counted = None
+    if found.dim() > 1:
+        nothing = torch.zeros_like(chosen)
+        counted = PairLogps(*found[1].view(2, -1), nothing, nothing, *found[2].view(2, -1))
     return PairLogps(
         chosen,
         rejected,
         pairs.ref_chosen[index].to(how.device),
         pairs.ref_rejected[index].to(how.device),
         *torch.bincount(batch.row_M, minlength=batch.num_rows).view(2, -1),
+        counted,
     )
 
 
@@ -143,10 +150,12 @@ def accumulate(
     step: int = 1,
     team: Team = ALONE,
     backward: Backward = plain_backward,
+    trace: list[Traced] | None = None,
 ) -> Tensor:
     """Forward and backward over this worker's pairs of a step; returns sums in METRICS' order.
 
-    everyone: the step's pairs. Raises TrainingError with the pairs' ids when a loss is not finite.
+    everyone: the step's pairs. trace: takes each pair's beta and margin, which is a pause on a GPU.
+    Raises TrainingError with the pairs' ids when a loss is not finite.
     """
     sums = new_sums(how.device)
     finite = torch.ones((), dtype=torch.bool, device=how.device)
@@ -162,14 +171,16 @@ def accumulate(
         if not each.counts:
             backward(0.0 * logps.margin.sum(), each.last)
             continue
-        beta = pairs.beta[index].to(how.device)
+        beta = loss.betas(logps, pairs.beta[index].to(how.device))
         own = None
         if terms is not None:
             own = terms.at([place[i] for i in index])
             beta = own.beta.to(beta)
-        losses = loss(logps, beta, own)
+        losses = _weighed(loss(logps, beta, own), logps, pairs, index)
         backward(losses.sum() / len(everyone), each.last)
         done.append((index, logps.margin.detach(), losses.detach()))
+        if trace is not None:
+            trace += zip(index, beta.tolist(), logps.margin.tolist(), strict=True)
         # an infinite margin may have a loss of 0 and still spoil every weight
         finite &= torch.isfinite(logps.margin + losses).all()
         sums += pair_sums(
@@ -182,6 +193,17 @@ def accumulate(
     if not bool(finite):  # looked at once a step: a look at every batch would keep a GPU waiting
         _refuse(pairs, done)
     return sums
+
+
+def _weighed(losses_B: Tensor, logps: PairLogps, pairs: Pairs, index: list[int]) -> Tensor:
+    """The losses under the pairs' weights; of supervised pairs the negative log-probability per
+    token of the chosen response instead."""
+    if pairs.weight is not None:
+        losses_B = losses_B * pairs.weight[index].to(losses_B)
+    if pairs.supervised is None:
+        return losses_B
+    taught = -logps.chosen / logps.chosen_tokens.clamp(min=1)
+    return torch.where(pairs.supervised[index].to(losses_B.device), taught, losses_B)
 
 
 def _refuse(pairs: Pairs, done: list[tuple[list[int], Tensor, Tensor]]) -> None:

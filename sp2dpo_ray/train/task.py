@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,12 +25,16 @@ from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.modeling.encode import EncodedPair, Tokens
 from sp2dpo_ray.modeling.student import StudentRef
 
+UNBOUNDED = (0.0, float("inf"))
+
 
 @dataclass(frozen=True, slots=True)
 class TrainTask:
     """One arm to train; the same object goes to every worker.
 
-    run, arm: names, for people. key: the hash of all that decides the training.
+    run, arm: names, for people. key: the hash of all that decides the training. envelope: least
+    and greatest beta of the schedule. ordered: train in the order of the betas' table, without
+    shuffling. probe: score all training pairs at the end, and keep no student.
     """
 
     run: str
@@ -41,48 +46,72 @@ class TrainTask:
     student: StudentRef
     lora: LoraSection | None
     options: TrainSection
+    envelope: tuple[float, float] = UNBOUNDED
+    ordered: bool = False
+    probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Encoded pairs with what the loss needs beside them; tensors are (N,) float32."""
+    """Encoded pairs with what the loss needs beside them; tensors are (N,) float32.
+
+    weight: of the loss, None for 1. supervised: which pairs learn the chosen response instead of
+    the preference; None for no pair.
+    """
 
     encoded: list[EncodedPair]
     ref_chosen: Tensor
     ref_rejected: Tensor
     beta: Tensor
+    weight: Tensor | None = None
+    supervised: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
 
 
 def load_training_pairs(task: TrainTask) -> Pairs:
-    """The pairs named in the arm's betas, in the order of the prepared pairs."""
+    """The pairs named in the arm's betas, in the order of the prepared pairs; in that of the table
+    where the task is ordered."""
     betas = pq.read_table(task.output / BETAS)
-    beta_of = dict(zip(betas["prompt_id"].to_pylist(), betas["beta"].to_pylist(), strict=True))
-    return _load(task, TRAIN, beta_of)
+    rows = {row["prompt_id"]: row for row in betas.to_pylist()}
+    return _load(task, TRAIN, rows)
 
 
-def load_eval_pairs(task: TrainTask) -> Pairs:
-    """All held-out pairs; they have no beta of their own (it is 1: unscaled)."""
-    return _load(task, EVAL, None)
+def load_pairs_to_score(task: TrainTask) -> Pairs:
+    """All held-out pairs, of a probe all training pairs; without betas of their own (they are 1:
+    unscaled)."""
+    return _load(task, TRAIN if task.probe else EVAL, None)
 
 
-def _load(task: TrainTask, split: str, beta_of: dict[str, float] | None) -> Pairs:
+def _load(task: TrainTask, split: str, rows: dict[str, dict[str, Any]] | None) -> Pairs:
     path = task.pairs / PAIRS_TABLE.format(split=split)
     ids = pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist()
-    if beta_of is not None:
-        ids = [name for name in ids if name in beta_of]
-        if len(ids) < len(beta_of):
-            raise DataError(f"{len(beta_of) - len(ids)} betas belong to no prepared pair")
-        _check_betas(beta_of)
+    if rows is not None:
+        ids = [name for name in ids if name in rows]
+        if len(ids) < len(rows):
+            raise DataError(f"{len(rows) - len(ids)} betas belong to no prepared pair")
+        ids = list(rows) if task.ordered else ids
+        _check_betas(rows)
     table = _stored(task.reference / REFERENCE, ids)
-    beta = torch.tensor([1.0 if beta_of is None else beta_of[name] for name in ids])
-    return Pairs(_encoded(table), *_reference(table), beta)
+
+    def column(name: str) -> Tensor | None:
+        there = rows is not None and name in next(iter(rows.values()), {})
+        return torch.tensor([rows[i][name] for i in ids]) if rows and there else None
+
+    beta = column("beta")
+    return Pairs(
+        _encoded(table),
+        *_reference(table),
+        torch.ones(len(ids)) if beta is None else beta,
+        column("weight"),
+        column("supervised"),
+    )
 
 
-def _check_betas(beta_of: dict[str, float]) -> None:
-    for name, beta in beta_of.items():
+def _check_betas(rows: dict[str, dict[str, Any]]) -> None:
+    for name, row in rows.items():
+        beta = row["beta"]
         if not 0 < beta < float("inf"):  # NaN fails this too
             raise DataError(f"pair {name}: its beta is {beta}, it must be a positive number")
 

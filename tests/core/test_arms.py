@@ -6,9 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sp2dpo_ray.core.arms import check_envelope, parse_arm
+from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import ConfigError, DataError
-from tests.core.schedule.test_columns import annotations, build
+from tests.core.schedule.test_columns import PANEL, annotations, build
+
+RECIPE = Recipe(PANEL)
 
 ARMS = {
     "jmamp": "beta_annotators_mean_ens",
@@ -25,11 +28,11 @@ def test_arms_read_their_column(name: str) -> None:
     table = build(annotations()).table
     ids = table["prompt_id"].to_pylist()[::-1]
     expected = table[ARMS[name]].to_pylist()[::-1]
-    assert parse_arm(name).betas(table, ids).tolist() == expected
+    assert parse_arm(name).betas(table, RECIPE, ids).tolist() == expected
 
 
 def test_constant_arms_need_no_schedule() -> None:
-    assert parse_arm("dpo:0.1").betas(None, ["a", "b"]).tolist() == [0.1, 0.1]
+    assert parse_arm("dpo:0.1").betas(None, None, ["a", "b"]).tolist() == [0.1, 0.1]
     assert not parse_arm("dpo:0.1").needs_schedule
     assert parse_arm("dpo:0.1").folder == "dpo-0.1"
 
@@ -37,11 +40,11 @@ def test_constant_arms_need_no_schedule() -> None:
 def test_controls_keep_what_they_control_for() -> None:
     table = build(annotations(50)).table
     ids = table["prompt_id"].to_pylist()
-    real = parse_arm("jmamp").betas(table, ids)
-    shuffled = parse_arm("shuffled").betas(table, ids)
+    real = parse_arm("jmamp").betas(table, RECIPE, ids)
+    shuffled = parse_arm("shuffled").betas(table, RECIPE, ids)
     assert sorted(shuffled) == sorted(real)
     assert (shuffled != real).mean() > 0.8
-    matched = parse_arm("matched-constant").betas(table, ids)
+    matched = parse_arm("matched-constant").betas(table, RECIPE, ids)
     assert matched == pytest.approx(np.full(50, real.mean()), abs=1e-15)
 
 
@@ -55,13 +58,17 @@ def test_unknown_arms_are_refused(name: str) -> None:
 def test_an_unusable_beta_is_refused_with_the_pairs_id(value: float | None) -> None:
     table = pa.table({"prompt_id": ["good", "bad"], "b": pa.array([0.1, value], pa.float64())})
     with pytest.raises(DataError, match="pair bad: b must be a positive number"):
-        parse_arm("column:b").betas(table, ["good", "bad"])
+        parse_arm("column:b").betas(table, RECIPE, ["good", "bad"])
     with pytest.raises(DataError, match="pair other"):
-        parse_arm("column:b").betas(table, ["other"])
+        parse_arm("column:b").betas(table, RECIPE, ["other"])
 
 
 def test_a_beta_outside_of_the_envelope_is_refused_with_the_pairs_id() -> None:
-    check_envelope(np.array([0.03, 0.3, 0.3 + 1e-12]), ["a", "b", "c"], (0.03, 0.3))
+    def betas(value: float) -> None:
+        table = pa.table({"prompt_id": ["a", "b"], "c": [0.03, value]})
+        parse_arm("column:c").betas(table, RECIPE, ["a", "b"])
+
+    betas(0.3 + 1e-12)
     for value in (0.029, 0.31, 3.0):
         with pytest.raises(DataError, match=r"pair b: its beta is .* envelope \[0\.03, 0\.3\]; 1"):
-            check_envelope(np.array([0.03, value]), ["a", "b"], (0.03, 0.3))
+            betas(value)

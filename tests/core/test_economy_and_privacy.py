@@ -110,7 +110,7 @@ def test_skipped_calls_leave_their_columns_empty_and_the_pair_in_the_schedule() 
     assert [excluded["prompt_id"] for excluded in made.excluded.to_pylist()] == ["q"]
     # an arm on an emptied column is refused with its reason
     with pytest.raises(DataError, match=r"beta_t_v3 must be a positive number.*early_stop"):
-        parse_arm("sa-t-v3").betas(made.table, ["p"])
+        parse_arm("sa-t-v3").betas(made.table, Recipe(panel), ["p"])
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from sp2dpo_ray.errors import ConfigError
         ("dpo:0.2+cdpo", "cdpo", 0.2, None),
         ("column:beta_careful+focal@3", "focal", None, "beta_careful"),
         ("dpo:0.2", None, 0.2, None),
+        ("jmamp+amapo", "amapo", None, "beta_annotators_mean_ens"),
+        ("dpo:0.2+madpo/dual-margin:0.3@3", "madpo", 0.2, None),
     ],
 )
 def test_names(name: str, method: str | None, constant: float | None, column: str | None) -> None:
@@ -38,7 +40,16 @@ def test_names(name: str, method: str | None, constant: float | None, column: st
         ("simpo:0.1", r"simpo multiplies beta with log-ratios per token; beta 0\.1 is not within"),
         ("hinge:5", r"hinge multiplies beta with log-ratios summed over tokens; beta 5 is not"),
         ("dpo:5+hinge", "beta 5 is not within"),
-        ("jmamp+simpo", "the betas of a schedule are made for sums over tokens"),
+        ("jmamp+simpo:0.1", r"per token; beta 0\.1 is not within"),
+        ("jmamp+hinge:2", "only a schedule's betas with a method of log-ratios per token"),
+        ("dpo:0.1+hybrid", "hybrid begins with a schedule's betas, and dpo:0.1 has one for all"),
+        ("hybrid:0.1", r"begins with a schedule's betas: jmamp\+hybrid"),
+        ("geometric:0.1+hybrid", "has bounds of its own"),
+        ("jmamp/easiest", "no selection 'easiest'; there are"),
+        ("jmamp/random:1.5", "the share must be above 0 and at most 1"),
+        ("map:beta_top=1", "must be key=value, each key once"),
+        ("map:exponent=2,exponent=3", "each key once"),
+        ("geometric:0", "beta must be positive"),
         ("jmamp+repo", "repo knows no beta"),
         ("repo:2", "repo knows no beta; its name is repo"),
         ("hinge", r"which beta\? hinge:0\.1, or a schedule's: jmamp\+hinge"),
@@ -57,7 +68,14 @@ def test_what_does_not_go_together_is_refused_by_name(name: str, message: str) -
 def test_equal_arms_are_known_whatever_they_are_called() -> None:
     assert parse_arm("dpo:0.1").what == parse_arm("dpo:0.10").what
     assert parse_arm("dpo:0.1+ipo").what == parse_arm("ipo:0.1").what
-    distinct = ("jmamp", "jmamp@1", "jmamp+hinge", "shuffled", "matched-constant", "dpo:0.1")
+    distinct = (
+        "jmamp", "jmamp@1", "jmamp+hinge", "jmamp+amapo", "jmamp+amapo:3", "jmamp/random",
+        "jmamp/random:0.3", "map:exponent=2", "shuffled", "matched-constant", "dpo:0.1",
+    )  # fmt: skip
+    assert (
+        parse_arm("map:beta_max=0.2,exponent=2").what
+        == parse_arm("map:exponent=2,beta_max=0.20").what
+    )
     assert len({parse_arm(name).what for name in distinct}) == len(distinct)
 
 
@@ -74,6 +92,6 @@ def test_every_row_can_be_read_by_whoever_trains_with_it() -> None:
         assert row.title, name
         assert row.formula, name
         assert row.source, name
-        assert bool(row.flag) is (row.verified is Verified.SECONDARY), name
+        assert bool(row.flag) is (row.verified in (Verified.SECONDARY, Verified.OURS)), name
         if row.scale == MEAN:
             assert row.beta is not None, name

@@ -7,9 +7,13 @@ import pytest
 
 from sp2dpo_ray.errors import ArtifactError
 from sp2dpo_ray.evaluate.compare import accuracy_of, compare_arms
-from sp2dpo_ray.evaluate.select import ArmMargins, select, sentence, tuning_half
+from sp2dpo_ray.evaluate.select import ArmMargins, Selection, select, sentence, tuning_half
 
 IDS = [f"pair-{i}" for i in range(401)]
+
+
+def choose(found: dict[str, ArmMargins]) -> Selection:
+    return select(found, [name for name in found if name.startswith("dpo:")])
 
 
 def arms(**margins: np.ndarray) -> dict[str, ArmMargins]:
@@ -31,7 +35,7 @@ def test_the_best_on_one_half_is_reported_on_the_other() -> None:
     half = tuning_half(IDS)
     shines = np.where(half, 1.0, -1.0)
     steady = np.where(np.arange(401) % 4 == 0, -1.0, 1.0)
-    found = select(arms(dpo_1=shines, dpo_2=steady, jmamp=steady))
+    found = choose(arms(dpo_1=shines, dpo_2=steady, jmamp=steady))
     assert (found.chosen, found.baseline) == ("dpo:1", "dpo:1")
     assert found.tuning["dpo:1"] == 1.0
     rows = {row.arm: row for row in found.rows}
@@ -43,23 +47,23 @@ def test_the_best_on_one_half_is_reported_on_the_other() -> None:
 
 def test_equal_accuracy_goes_by_margin_then_by_order() -> None:
     flat = np.ones(401)
-    assert select(arms(dpo_1=flat, dpo_2=2 * flat)).baseline == "dpo:2"
-    assert select(arms(dpo_1=flat, dpo_2=flat)).baseline == "dpo:1"
-    assert select(arms(random=flat, jmamp=flat)).baseline == "random"
+    assert choose(arms(dpo_1=flat, dpo_2=2 * flat)).baseline == "dpo:2"
+    assert choose(arms(dpo_1=flat, dpo_2=flat)).baseline == "dpo:1"
+    assert choose(arms(random=flat, jmamp=flat)).baseline == "random"
 
 
 def test_a_baseline_is_a_global_beta_even_if_another_arm_is_better() -> None:
     good, poor = np.ones(401), -np.ones(401)
-    found = select(arms(jmamp=good, dpo_1=poor))
+    found = choose(arms(jmamp=good, dpo_1=poor))
     assert (found.chosen, found.baseline) == ("jmamp", "dpo:1")
 
 
 def test_arms_of_other_pairs_and_too_few_pairs_are_refused() -> None:
     one = ArmMargins(["a"], np.ones((1, 1)))
     with pytest.raises(ArtifactError, match="two held-out pairs or more"):
-        select({"jmamp": one})
+        choose({"jmamp": one})
     with pytest.raises(ArtifactError, match="arm dpo:1 was scored on other held-out pairs"):
-        select({"jmamp": ArmMargins(["a", "b"], np.ones((1, 2))),
+        choose({"jmamp": ArmMargins(["a", "b"], np.ones((1, 2))),
                 "dpo:1": ArmMargins(["a", "c"], np.ones((1, 2)))})  # fmt: skip
 
 
@@ -88,7 +92,7 @@ def test_one_seed_is_what_it_was() -> None:
 
 def test_sentences_say_which_way() -> None:
     base = np.where(np.arange(401) % 2 == 0, 1.0, -1.0)
-    rows = select(arms(dpo_1=base, up=np.ones(401), down=-np.ones(401), same=base)).rows
+    rows = choose(arms(dpo_1=base, up=np.ones(401), down=-np.ones(401), same=base)).rows
     told = {row.arm: sentence(row, "dpo:1") for row in rows}
     assert told["dpo:1"] == "dpo:1 is what the others are compared with"
     assert told["up"].startswith("up is better than dpo:1: +")

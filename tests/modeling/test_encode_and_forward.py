@@ -15,7 +15,7 @@ from sp2dpo_ray.config import LoraSection, TinySection
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.errors import ConfigError, DataError, TrainingError
 from sp2dpo_ray.modeling.encode import EncodedPair, Encoding, encode_pairs
-from sp2dpo_ray.modeling.forward import check_forward, response_logps
+from sp2dpo_ray.modeling.forward import check_forward, response_logps, unsure_logps
 from sp2dpo_ray.modeling.layout import collate, plan_batches
 from sp2dpo_ray.modeling.student import add_adapter, find_student, load_model, load_tokenizer
 from sp2dpo_ray.modeling.tiny import make_tiny_student
@@ -111,6 +111,26 @@ def test_batched_logps_equal_one_row_at_a_time(parts: tuple[Any, Any]) -> None:
         assert rejected[place] == pytest.approx(slow_logps(model, encoded[i], encoded[i].rejected),
                                                 abs=1e-10)  # fmt: skip
     check_forward(model, batch, batch)
+
+
+@torch.no_grad()
+def test_unsure_tokens_are_those_below_their_responses_mean(parts: tuple[Any, Any]) -> None:
+    tokenizer, model = parts
+    encoded = encode(tokenizer)
+    batch = collate(encoded, [2, 0, 1], tokenizer.pad_token_id)
+    whole, few, count = unsure_logps(model, batch)
+    assert torch.equal(whole, response_logps(model, batch))
+    rows = [encoded[i].chosen for i in (2, 0, 1)] + [encoded[i].rejected for i in (2, 0, 1)]
+    for place, response in enumerate(rows):
+        prompt = encoded[(2, 0, 1)[place % 3]].prompt
+        ids = torch.tensor([[*prompt, *response]])
+        logps = torch.log_softmax(model(input_ids=ids).logits[0], dim=-1)
+        tokens = torch.stack(
+            [logps[t - 1, ids[0, t]] for t in range(len(prompt), ids.shape[1])]
+        ).exp()
+        below = tokens < tokens.mean()
+        assert count[place] == below.sum()
+        assert few[place].item() == pytest.approx(tokens[below].log().sum().item(), abs=1e-9)
 
 
 def test_an_architecture_that_bends_its_logits_is_refused(parts: tuple[Any, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from sp2dpo_ray.core.methods import METHODS, options_of
 from sp2dpo_ray.objectives.logps import sum_by_row, token_logps
-from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps, logistic
+from sp2dpo_ray.objectives.pair_loss import LOSSES, PairLogps, adapted_betas, logistic
 from sp2dpo_ray.objectives.step_methods import STEP_METHODS
 
 margins = st.floats(-200, 200)
@@ -103,7 +104,8 @@ def logps_of(*margins: float, ratio: float = 2.0) -> PairLogps:
     """Pairs with these margins, the chosen ratio being `ratio` and ten and five tokens."""
     margin = tensor(*margins)
     zero, count = torch.zeros_like(margin), torch.ones_like(margin)
-    return PairLogps(zero + ratio, ratio - margin, zero, zero, 10 * count, 5 * count)
+    whole = PairLogps(zero + ratio, ratio - margin, zero, zero, 10 * count, 5 * count)
+    return replace(whole, counted=whole)
 
 
 def softplus(z: float) -> float:
@@ -128,6 +130,9 @@ BY_HAND: dict[str, Any] = {
         softplus(-h) + 0.5 * ((c - 1 / (2 * b)) ** 2 + (r + 1 / (2 * b)) ** 2)
     ),
     "bpo": lambda h, c, r, b: softplus(-min(b * c, -0.3 * b * r)),
+    "hybrid": lambda h, c, r, b: softplus(-b * h),  # on betas that were moved before
+    "madpo": lambda h, c, r, b: softplus(-b * h),  # weighted outside of the loss
+    "confpo": lambda h, c, r, b: softplus(-b * (c / 10 - r / 5 - 1.0667)),
     "focal": lambda h, c, r, b: float(expit(b * h)) * softplus(-b * h),
 }
 
@@ -151,6 +156,7 @@ def test_the_gradient_of_every_form(name: str) -> None:
     def function(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
         moved = PairLogps(chosen, rejected, logps.ref_chosen, logps.ref_rejected,
                           logps.chosen_tokens, logps.rejected_tokens)  # fmt: skip
+        moved = replace(moved, counted=moved)
         return LOSSES[name](moved, beta, options_of(name, {}))
 
     inputs = (logps.chosen.clone().requires_grad_(), logps.rejected.clone().requires_grad_())
@@ -169,7 +175,7 @@ def test_robust_dpo_is_unbiased_under_flips() -> None:
 
 
 def test_the_catalogue_and_its_functions_have_the_same_rows() -> None:
-    assert [*LOSSES, *STEP_METHODS] == list(METHODS)
+    assert {*LOSSES, *STEP_METHODS} == set(METHODS)
     assert {name for name, row in METHODS.items() if row.whole_step} == set(STEP_METHODS)
 
 
@@ -185,6 +191,27 @@ def test_focal_weights_are_not_differentiated() -> None:
     (plain,) = torch.autograd.grad(logistic(logps.margin, beta).sum(), rejected)
     weight = torch.sigmoid(beta * logps.margin.detach()) ** 2
     assert torch.allclose(focal, weight * plain, atol=1e-15)
+
+
+@given(st.floats(-100, 100), st.floats(0.03, 0.3), st.floats(-0.99, 0.99))
+def test_a_prior_moves_with_the_students_agreement_within_its_envelope(
+    margin: float, prior: float, strength: float
+) -> None:
+    moved = adapted_betas(tensor(margin, grad=True), tensor(prior), strength, (0.03, 0.3))
+    assert not moved.requires_grad
+    expected = prior * (1 + strength * (2 * float(expit(prior * margin)) - 1))
+    assert moved.item() == pytest.approx(min(max(expected, 0.03), 0.3), rel=1e-12)
+    assert adapted_betas(tensor(0.0), tensor(prior), strength, (0.03, 0.3)).item() == prior
+    assert adapted_betas(tensor(margin), tensor(prior), 0.0, (0.03, 0.3)).item() == prior
+
+
+def test_confpo_leaves_out_pairs_without_tokens_that_count() -> None:
+    logps = logps_of(1.0, 2.0)
+    assert logps.counted is not None
+    none = replace(logps.counted, rejected_tokens=tensor(0.0, 5.0))
+    losses = LOSSES["confpo"](replace(logps, counted=none), tensor(1.5, 1.5), {"gamma": 1.0})
+    assert losses[0].item() == 0
+    assert losses[1].item() > 0
 
 
 def test_a_method_without_a_reference_does_not_see_it() -> None:

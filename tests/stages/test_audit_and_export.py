@@ -220,7 +220,9 @@ def test_wilsons_interval() -> None:
 # -- export ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arm", ["jmamp", "column:beta_huber_teachers", "shuffled", "dpo:0.1"])
+@pytest.mark.parametrize(
+    "arm", ["jmamp", "column:beta_huber_teachers", "shuffled", "dpo:0.1", "map:beta_max=0.2"]
+)
 def test_the_export_is_what_our_own_training_would_read(run: Run, arm: str) -> None:
     from datasets import load_dataset
 
@@ -232,7 +234,7 @@ def test_the_export_is_what_our_own_training_would_read(run: Run, arm: str) -> N
     schedule_table = load_schedule(run.folder)
     ids = data["train"]["prompt_id"]
     assert np.array(data["train"]["beta"]) == pytest.approx(
-        parse_arm(arm).betas(schedule_table, list(ids)), abs=0
+        parse_arm(arm).betas(schedule_table, run.config.recipe, list(ids)), abs=0
     )
     pairs = {r["prompt_id"]: r for r in pq.read_table(run.pairs_file("train")).to_pylist()}
     for row in data["train"]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pytest
 import torch
 
 from sp2dpo_ray.config import LoraSection, load_config
+from sp2dpo_ray.core.methods import METHODS
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.errors import ConfigError, DataError, TrainingError
 from sp2dpo_ray.modeling.attention import attention
@@ -74,7 +77,8 @@ def gradient(
     sums = torch.zeros(len(METRICS), dtype=torch.float64)
     for rank in range(world):
         sums += accumulate(
-            Scorer(model, 1 << 20), pairs, everyone, how=how, loss=Loss(method),
+            Scorer(model, 1 << 20, unsure=METHODS[method].tokens), pairs, everyone, how=how,
+            loss=Loss(method),
             team=Team(rank, world, lockstep),
         )  # fmt: skip
     flat = torch.cat([weight.grad.flatten() for weight in trainable(model)])
@@ -119,6 +123,52 @@ def test_no_methods_gradient_depends_on_micro_batches(
     cut, _ = gradient(model, pairs, everyone, 300, pad_id, method=method)
     assert whole.abs().max() > 0
     assert (cut - whole).abs().max() <= 1e-9 * whole.abs().max()
+
+
+def test_weights_scale_pairs_and_supervised_ones_learn_to_write(
+    material: tuple[Any, Pairs, int],
+) -> None:
+    model, pairs, pad_id = material
+    alone = [gradient(model, pairs, [i], 10**6, pad_id)[0] for i in range(3)]
+    weighted = replace(pairs, weight=torch.linspace(0, 2, 12, dtype=torch.float64))
+    found, _ = gradient(model, weighted, [0, 1, 2], 10**6, pad_id)
+    expected = sum(g * w for g, w in zip(alone, weighted.weight[:3], strict=True)) / 3
+    # norms compute in float32, and other neighbours pad a row to another width
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+    taught = replace(pairs, supervised=torch.arange(12) == 1)
+    found, figures = gradient(model, taught, [1], 10**6, pad_id)
+    how = Computing(pad_id, torch.device("cpu"), 10**6, PLAIN)
+    logps = pair_logps(Scorer(model, 1 << 20), pairs, [1], how)
+    model.zero_grad()
+    (-logps.chosen / len(pairs.encoded[1].chosen)).sum().backward()
+    expected = torch.cat([weight.grad.flatten() for weight in trainable(model)])
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert figures["loss"] == pytest.approx(-logps.chosen.item() / len(pairs.encoded[1].chosen))
+
+
+def test_betas_that_move_are_traced_and_stay_in_the_envelope(
+    material: tuple[Any, Pairs, int],
+) -> None:
+    model, pairs, pad_id = material
+    how = Computing(pad_id, torch.device("cpu"), 300, PLAIN)
+    trace: list[Any] = []
+    loss = Loss("hybrid", {"a": 0.9}, envelope=(0.05, 0.25))
+    model.zero_grad()
+    sums = accumulate(
+        Scorer(model, 1 << 20), pairs, list(range(12)), how=how, loss=loss, trace=trace
+    )
+    assert sorted(place for place, _, _ in trace) == list(range(12))
+    for place, beta, margin in trace:
+        prior = pairs.beta[place].item()
+        moved = prior * (1 + 0.9 * math.tanh(prior * margin / 2))
+        assert beta == pytest.approx(min(max(moved, 0.05), 0.25), rel=1e-9)
+    # the gradient is that of these betas, held still
+    moving = torch.cat([weight.grad.flatten() for weight in trainable(model)])
+    fixed = replace(pairs, beta=torch.tensor([b for _, b, _ in sorted(trace)], dtype=torch.float64))
+    still, _ = gradient(model, fixed, list(range(12)), 300, pad_id)
+    assert (moving - still).abs().max() <= 1e-12 * still.abs().max()
+    assert means(sums)["beta"] == pytest.approx(fixed.beta.mean().item(), rel=1e-9)
 
 
 def test_the_shared_layout_gives_the_same_gradient_in_any_cut(

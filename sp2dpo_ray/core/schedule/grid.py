@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.schedule.ensemble import Floats
-from sp2dpo_ray.core.taxonomy import Codes
+from sp2dpo_ray.core.taxonomy import CATEGORIES, Codes
+from sp2dpo_ray.errors import ArtifactError
 
 OUTCOMES = tuple(Outcome)
 
@@ -70,3 +72,29 @@ class Grid:
             self.ids.filter(pa.array(keep)), self.category[keep], self.magnitude[keep],
             self.confidence[keep], self.outcome[keep], self.served[keep], self.served_names,
         )  # fmt: skip
+
+
+def grid_of(table: pa.Table, panel: Panel, where: str) -> Grid:
+    """The calls as a schedule's own columns hold them; where: what errors call the table."""
+    shape = (table.num_rows, len(panel.teachers), len(panel.variants))
+    category = np.full(shape, -1, np.int8)
+    magnitude, confidence = np.full(shape, np.nan), np.full(shape, np.nan)
+    names = pa.array([str(name) for name in CATEGORIES])
+    for j, k, teacher, variant in panel.calls:
+        tail = f"{teacher}_{variant}"
+        stored = table[f"category_{tail}"]
+        codes = pc.index_in(stored, names)
+        unknown = pc.and_(pc.is_null(codes), pc.is_valid(stored))
+        if pc.any(unknown).as_py():
+            row = table.filter(unknown).slice(0, 1)
+            raise ArtifactError(
+                f"{where}: pair {row['prompt_id'][0]}: category_{tail} is "
+                f"{row[f'category_{tail}'][0].as_py()!r}, none of the six"
+            )
+        category[:, j, k] = pc.fill_null(codes, -1).to_numpy()
+        magnitude[:, j, k] = table[f"magnitude_{tail}"].to_numpy()
+        confidence[:, j, k] = table[f"confidence_{tail}"].to_numpy()
+    ok, skipped = (OUTCOMES.index(name) for name in (Outcome.OK, Outcome.SKIPPED))
+    outcome = np.where(category >= 0, ok, skipped).astype(np.int8)
+    ids = table["prompt_id"].combine_chunks()
+    return Grid(ids, category, magnitude, confidence, outcome, np.full(shape, -1, np.int16))

@@ -17,15 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
-from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.artifact import MANIFEST, Manifest, open_artifact
 from sp2dpo_ray.core.files import EVAL, EXCLUDED, QUALITY, SCHEDULE, SCHEDULE_CSV, TRAIN
 from sp2dpo_ray.core.schedule.build import pieces_of
-from sp2dpo_ray.core.schedule.grid import OUTCOMES, Grid, Panel
+from sp2dpo_ray.core.schedule.grid import Grid, Panel, grid_of
 from sp2dpo_ray.core.schedule.published import STAGE, TABLES
 from sp2dpo_ray.core.schedule.quality import rounded
 from sp2dpo_ray.core.schedule.recipe import Fitted, Recipe
-from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.errors import ArtifactError
 
 # exp, tanh and powers differ in the last bit between processors; nothing of interest is as small
@@ -80,9 +78,10 @@ def verify_schedule(folder: Path, manifest: Manifest) -> Iterator[str]:
             _apart(folder, ids)
     yield "  columns and their types are those of the recipe; ids are sorted and differ"
 
-    grid = _grid(folder / SCHEDULE, panel)
+    grid = grid_of(pq.read_table(folder / SCHEDULE), panel, str(folder / SCHEDULE))
     _in_range(folder / SCHEDULE, grid, panel)
-    held_out = _grid(folder / TABLES[EVAL][0], panel)
+    beside = folder / TABLES[EVAL][0]
+    held_out = grid_of(pq.read_table(beside), panel, str(beside))
     _in_range(folder / TABLES[EVAL][0], held_out, panel)
     yield "  categories are known, magnitudes and confidences lie in [0, 1]"
 
@@ -140,33 +139,6 @@ def _apart(folder: Path, ids: pa.ChunkedArray) -> None:
     both = excluded.filter(pc.is_in(excluded, ids.combine_chunks()))
     if len(both):
         raise ArtifactError(f"{folder / EXCLUDED}: pair {both[0]} is in the schedule as well")
-
-
-def _grid(path: Path, panel: Panel) -> Grid:
-    """The calls as the schedule's own columns hold them."""
-    table = pq.read_table(path)
-    shape = (table.num_rows, len(panel.teachers), len(panel.variants))
-    category = np.full(shape, -1, np.int8)
-    magnitude, confidence = np.full(shape, np.nan), np.full(shape, np.nan)
-    names = pa.array([str(name) for name in CATEGORIES])
-    for j, k, teacher, variant in panel.calls:
-        tail = f"{teacher}_{variant}"
-        stored = table[f"category_{tail}"]
-        codes = pc.index_in(stored, names)
-        unknown = pc.and_(pc.is_null(codes), pc.is_valid(stored))
-        if pc.any(unknown).as_py():
-            row = table.filter(unknown).slice(0, 1)
-            raise ArtifactError(
-                f"{path}: pair {row['prompt_id'][0]}: category_{tail} is "
-                f"{row[f'category_{tail}'][0].as_py()!r}, none of the six"
-            )
-        category[:, j, k] = pc.fill_null(codes, -1).to_numpy()
-        magnitude[:, j, k] = table[f"magnitude_{tail}"].to_numpy()
-        confidence[:, j, k] = table[f"confidence_{tail}"].to_numpy()
-    ok, skipped = (OUTCOMES.index(name) for name in (Outcome.OK, Outcome.SKIPPED))
-    outcome = np.where(category >= 0, ok, skipped).astype(np.int8)
-    ids = table["prompt_id"].combine_chunks()
-    return Grid(ids, category, magnitude, confidence, outcome, np.full(shape, -1, np.int16))
 
 
 def _in_range(path: Path, grid: Grid, panel: Panel) -> None:

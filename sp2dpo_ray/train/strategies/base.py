@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from sp2dpo_ray.config import TrainSection
+from sp2dpo_ray.core.methods import METHODS
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.modeling.layout import Batch
 
@@ -30,6 +31,11 @@ class Setup:
     steps: int
     autocast: torch.dtype | None = None
 
+    @property
+    def unsure(self) -> bool:
+        """Whether the loss counts only tokens that the student is unsure of."""
+        return METHODS[self.options.loss].tokens
+
 
 class Strategy(Protocol):
     """One worker's student, its optimiser, and how the workers meet."""
@@ -41,7 +47,8 @@ class Strategy(Protocol):
     """The student that the passes run through; of its weights a worker may hold a share."""
 
     def score(self, batch: Batch) -> Tensor:
-        """Log-probabilities of a batch's rows; (2P,)."""
+        """Log-probabilities of a batch's rows; (2P,). (3, 2P), as `unsure_logps` has it, for a loss
+        that counts tokens."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add a batch's gradients, of a loss that is summed over workers. last: the step's last."""

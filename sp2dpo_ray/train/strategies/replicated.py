@@ -30,7 +30,9 @@ class Replicated:
 
     def __init__(self, model: Any, setup: Setup) -> None:
         self.model = model
-        self._scorer = Scorer(model, setup.options.head_mib << 20, setup.autocast)
+        self._scorer = Scorer(
+            model, setup.options.head_mib << 20, setup.autocast, unsure=setup.unsure
+        )
         self._parameters = trainable(model)
         self._updates = Updates(self._parameters, setup)
 

@@ -40,7 +40,7 @@ class Sharded:
     def __init__(self, model: Any, setup: Setup) -> None:
         mesh = init_device_mesh(setup.device.type, (dist.get_world_size(),))
         policy = MixedPrecisionPolicy(param_dtype=setup.autocast, reduce_dtype=torch.float32)
-        self._scorer = Scorer(model, setup.options.head_mib << 20)
+        self._scorer = Scorer(model, setup.options.head_mib << 20, unsure=setup.unsure)
         for layer in base_of(model).get_decoder().layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(self._scorer, mesh=mesh, mp_policy=policy)  # embeddings and head

@@ -42,7 +42,7 @@ class Zero:
         self.model = model
         self._scheduler = make_scheduler(optimizer, setup)
         self._engine, *_ = deepspeed.initialize(
-            model=Scorer(model, setup.options.head_mib << 20),
+            model=Scorer(model, setup.options.head_mib << 20, unsure=setup.unsure),
             model_parameters=parameters,
             optimizer=optimizer,
             lr_scheduler=self._scheduler,
