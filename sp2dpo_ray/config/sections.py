@@ -21,7 +21,8 @@ from sp2dpo_ray.config.panel import (
     TeacherSection,
 )
 from sp2dpo_ray.config.schedule import EnsembleSection, MappingSection
-from sp2dpo_ray.config.training import NOT_THE_RESULT, StudentSection, SweepSection, TrainSection
+from sp2dpo_ray.config.sweep import SweepSection
+from sp2dpo_ray.config.training import NOT_THE_RESULT, StudentSection, TrainSection
 from sp2dpo_ray.core.arms import Arm, parse_arm
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.core.schedule.columns import ENSEMBLE

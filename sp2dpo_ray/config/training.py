@@ -1,4 +1,4 @@
-"""The sections of student, training and sweep.
+"""The sections of student and training.
 
 In: plain values. Out: frozen models. Invariant: options that do not go together are refused here,
 before a worker starts.
@@ -6,7 +6,7 @@ before a worker starts.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -22,6 +22,7 @@ NOT_THE_RESULT = frozenset(
         "max_failures",
         "save_steps",
         "log_steps",
+        "eval_steps",
         "gradient_checkpointing",
         "trackers",
     }
@@ -116,6 +117,8 @@ class TrainSection(Section):
     """Checkpoints to keep."""
     max_failures: int = Field(0, ge=0)
     """Times that a lost worker is replaced and training goes on from the last checkpoint."""
+    eval_steps: int | None = Field(None, ge=1)
+    """Score the tuning half of the held-out pairs every so many steps; null: at the end alone."""
     log_steps: int = Field(1, ge=1)
     """Steps that a line of metrics is the mean of; each checkpoint ends a line too."""
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
@@ -172,25 +175,3 @@ class TrainSection(Section):
     @property
     def most_workers(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
-
-
-class SweepSection(Section):
-    arms: tuple[str, ...] = ("jmamp", "dpo:0.1", "random")
-    """Arms that `run` and `sweep` train and the report compares."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Train each arm once with every seed; none: once, with `train.seed`."""
-    at_once: int | None = Field(None, ge=1)
-    """Most arms that `sweep` trains at once; null: as many as the cluster has room for."""
-
-    @model_validator(mode="after")
-    def _one_way_to_say_it(self) -> SweepSection:
-        if self.seeds and any("@" in arm for arm in self.arms):
-            raise ValueError("name seeds in sweep.seeds or behind the arms, not in both places")
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every arm with every seed."""
-        if not self.seeds:
-            return self.arms
-        return tuple(f"{arm}@{seed}" for arm in self.arms for seed in self.seeds)

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sp2dpo_ray.core.derived import DERIVED, OF_ESTIMATOR, OF_MAP, Bounds, with_changes
+from sp2dpo_ray.core.derived import DERIVED, MAP_KEYS, Bounds, with_changes
 from sp2dpo_ray.core.methods import METHODS, SUM, check_beta
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE
 from sp2dpo_ray.core.schedule.ensemble import Floats
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.core.selections import SELECTIONS
-from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.errors import ConfigError, DataError
 
 ROUNDING = 1e-9  # of a map's last digits
@@ -133,14 +132,13 @@ def _check_bounds(betas: Floats, ids: list[str], bounds: Bounds) -> None:
 
 def _changes(text: str) -> tuple[tuple[str, Any], ...]:
     """`beta_max=0.4,exponent=2` as keys and values, in the order of the keys."""
-    envelopes = {f"{name}.{bound}" for name in CATEGORIES for bound in ("beta_min", "beta_max")}
-    known = {*OF_MAP, *OF_ESTIMATOR, *envelopes, "estimator", "gate_low", "gate_high"}
     found: dict[str, Any] = {}
     for part in text.split(","):
         key, given, value = part.partition("=")
-        if not given or key not in known or key in found:
+        if not given or key not in MAP_KEYS or key in found:
             raise ConfigError(
-                f"arm 'map:{text}': {part!r} must be key=value, each key once, of {sorted(known)}"
+                f"arm 'map:{text}': {part!r} must be key=value, each key once, of "
+                f"{sorted(MAP_KEYS)}"
             )
         number = re.fullmatch(rf"(?:{NUMBER})(?:e-?\d+)?", value)
         found[key] = (int(value) if value.isdecimal() else float(value)) if number else value

@@ -22,6 +22,7 @@ from sp2dpo_ray.core.schedule.estimators import Estimator, Signals, estimate
 from sp2dpo_ray.core.schedule.grid import grid_of
 from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.core.schedule.recipe import Recipe
+from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.errors import ConfigError
 
 Bounds = tuple[float, float]
@@ -39,6 +40,8 @@ OF_MAP = (
     "blend",
 )
 DEFAULT_ESTIMATOR = "jmamp"
+ENVELOPES = tuple(f"{name}.{bound}" for name in CATEGORIES for bound in ("beta_min", "beta_max"))
+MAP_KEYS = frozenset({*OF_MAP, *OF_ESTIMATOR, *ENVELOPES, "estimator", "gate_low", "gate_high"})
 
 
 @dataclass(frozen=True, slots=True)

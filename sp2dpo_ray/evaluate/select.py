@@ -9,14 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sp2dpo_ray.core.hashing import uniform_draws
+from sp2dpo_ray.core.halves import tuning_half
 from sp2dpo_ray.errors import ArtifactError
 from sp2dpo_ray.evaluate.compare import ArmScore, Floats, accuracy_of, compare_arms
-
-HALVES_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +33,6 @@ class Selection:
     baseline: str
     rows: list[ArmScore]
     tuning_pairs: int
-
-
-def tuning_half(ids: list[str]) -> NDArray[np.bool_]:
-    """Which pairs choose: the half with the smaller draws, exact in number; (N,)."""
-    draws = uniform_draws(ids, seed=HALVES_SEED, purpose="sweep-halves")
-    chosen = np.zeros(len(ids), dtype=bool)
-    chosen[np.argsort(draws, kind="stable")[: len(ids) // 2]] = True
-    return chosen
 
 
 def select(arms: dict[str, ArmMargins], tuned: list[str]) -> Selection:

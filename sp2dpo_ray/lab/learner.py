@@ -109,12 +109,15 @@ def sample(model: Any, prompts: Sequence[Ids], copies: int, seed: int) -> list[l
     """Responses at temperature 1, END included where it came; for each prompt so many copies."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.from_numpy(np.repeat(np.stack(prompts), copies, axis=0)).long()
-    start, ended = rows.shape[1], torch.zeros(len(rows), dtype=torch.bool)
-    for _ in range(LONGEST):
-        last = model(input_ids=rows, use_cache=False, logits_to_keep=1).logits[:, -1]
-        following = torch.multinomial(last.softmax(-1), 1, generator=generator)[:, 0]
-        following = following.masked_fill(ended, PAD)
-        ended |= following == END
-        rows = torch.cat([rows, following[:, None]], dim=1)
-    answers = [row[row != PAD].astype(np.int32) for row in rows[:, start:].numpy()]
+    ended = torch.zeros(len(rows), dtype=torch.bool)
+    written: list[Tensor] = []
+    cache, new = None, rows
+    while len(written) < LONGEST and not bool(ended.all()):
+        found = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = found.past_key_values
+        following = torch.multinomial(found.logits[:, -1].softmax(-1), 1, generator=generator)
+        written.append(following[:, 0].masked_fill(ended, PAD))
+        ended |= written[-1] == END
+        new = written[-1][:, None]
+    answers = [row[row != PAD].astype(np.int32) for row in torch.stack(written, dim=1).numpy()]
     return [answers[i : i + copies] for i in range(0, len(answers), copies)]

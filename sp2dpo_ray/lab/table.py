@@ -13,8 +13,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.core.halves import tuning_half
 from sp2dpo_ray.evaluate.compare import Interval, gain_on, interval, verdict
-from sp2dpo_ray.evaluate.select import tuning_half
 from sp2dpo_ray.lab.launch import Trials
 from sp2dpo_ray.lab.trial import Measured
 from sp2dpo_ray.lab.world import Floats

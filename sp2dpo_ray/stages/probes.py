@@ -76,7 +76,7 @@ def _probe(run: Run, name: str, ids: list[str], seen: Floats, beta: float, seed:
             reference_folder(run), folder, student_ref(run), run.config.student.lora,
             run.config.train_of(arm).model_copy(update={"loss": "logistic"}), probe=True,
         )  # fmt: skip
-        train_arm(task, progress=lambda step, steps, note: None)
+        train_arm(task, follow=lambda row: None)
         (folder / HELD_OUT).rename(folder / MARGINS)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         seal(folder, provenance, {"pairs": len(chosen)})

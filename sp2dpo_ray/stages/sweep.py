@@ -23,6 +23,7 @@ from sp2dpo_ray.core.files import EVAL_PAIRS, SWEEP_TABLE, SWEEP_TEXT, SWEEP_TRI
 from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.evaluate.select import ArmMargins, Selection, select, sentence
 from sp2dpo_ray.run import Run, Summary
+from sp2dpo_ray.stages.search import arm_of, search
 from sp2dpo_ray.stages.train import finished_arm, train
 from sp2dpo_ray.tune.trials import FINISHED, Outcome, room_for, run_trials
 
@@ -37,6 +38,10 @@ def sweep(run: Run) -> Summary:
     reused = [Outcome(name, FINISHED) for name in names if name not in todo]
     made = _train_all(run, todo) if todo else []
     outcomes = sorted([*reused, *made], key=lambda outcome: names.index(outcome.arm))
+    searched, trials = search(run) if run.config.sweep.search else (None, [])
+    if searched and searched not in names:  # the best of the search stands beside the arms
+        outcomes.append(Outcome(searched, FINISHED))
+        names.append(searched)
     good = [outcome.arm for outcome in outcomes if outcome.state == FINISHED]
     for outcome in outcomes:
         if outcome.state != FINISHED:
@@ -50,8 +55,11 @@ def sweep(run: Run) -> Summary:
     provenance = run.provenance("sweep", {"arms": names}, inputs)
 
     def make(draft: Draft) -> None:
-        trials = [asdict(outcome) for outcome in outcomes]
-        for name, content in ((SWEEP_TRIALS, trials), (SWEEP_TABLE, rows)):
+        record = {
+            "arms": [asdict(outcome) for outcome in outcomes],
+            "search": [asdict(trial) | {"arm": arm_of(trial.values)} for trial in trials],
+        }
+        for name, content in ((SWEEP_TRIALS, record), (SWEEP_TABLE, rows)):
             (draft.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (draft.path / SWEEP_TEXT).write_text(_markdown(rows, selection), encoding="utf-8")
         draft.summary |= {
@@ -60,6 +68,8 @@ def sweep(run: Run) -> Summary:
             "failed": len(outcomes) - len(good),
             "best": selection.chosen,
             "baseline": selection.baseline,
+            "searched": searched,
+            "trials": len(trials),
             "table": rows,
         }
 

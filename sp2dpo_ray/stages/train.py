@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,17 @@ from sp2dpo_ray.train.task import UNBOUNDED, TrainTask
 CHECKPOINTS = "checkpoints"
 
 
-def train(run: Run, arm_name: str | None = None) -> Summary:
-    """Train one arm (`train.arm` unless named) and score it."""
+def train(
+    run: Run,
+    arm_name: str | None = None,
+    *,
+    eval_steps: int | None = None,
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Summary:
+    """Train one arm (`train.arm` unless named) and score it.
+
+    eval_steps: in the place of `train.eval_steps`. on_row: is given each line of the metrics.
+    """
     config = run.config
     arm = parse_arm(arm_name or config.train.arm)
     folder = run.path("train", arm.folder)
@@ -71,6 +81,7 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
         config.student.lora,
         config.train_of(arm),
         arm.bounds(recipe) if recipe and arm.needs_schedule else UNBOUNDED,
+        eval_steps=eval_steps or config.train.eval_steps or 0,
         ordered=bool(arm.selection and SELECTIONS[arm.selection[0]].ordered),
     )
     steps = -(-num_pairs // config.train.pairs_per_step) * config.train.epochs
@@ -78,12 +89,13 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
         done = 0
         advance(0, "starting workers")
 
-        def progress(step: int, _: int, note: str) -> None:
+        def follow(row: dict[str, Any]) -> None:
             nonlocal done
-            advance(step - done, note)
-            done = step
+            advance(row["step"] - done, f"loss {row['loss']:.4f}")
+            done = row["step"]
+            on_row(row)
 
-        train_arm(task, progress=progress)
+        train_arm(task, follow=follow)
     summary = {
         "arm": arm.name,
         "title": arm.title,
@@ -100,10 +112,15 @@ def train(run: Run, arm_name: str | None = None) -> Summary:
     return summary | {"reused": False}
 
 
+def folder_of(run: Run, name: str) -> Path:
+    """Where an arm's artifact is, or would be."""
+    return run.path("train", parse_arm(name).folder)
+
+
 def finished_arm(run: Run, name: str) -> Summary | None:
     """The summary of an arm that is trained and would not be trained again; else None."""
     arm = parse_arm(name)
-    manifest = run.finished(run.path("train", arm.folder), _provenance(run, arm))
+    manifest = run.finished(folder_of(run, name), _provenance(run, arm))
     return manifest.summary if manifest else None
 
 

@@ -14,15 +14,37 @@ import torch
 import torch.distributed as dist
 
 from sp2dpo_ray.core.files import HELD_OUT
+from sp2dpo_ray.core.halves import tuning_half
 from sp2dpo_ray.train.step import Computing, Team, pair_logps, passes
 from sp2dpo_ray.train.strategies import Strategy
-from sp2dpo_ray.train.task import TrainTask, load_pairs_to_score
+from sp2dpo_ray.train.task import Pairs, TrainTask, load_pairs_to_score
 
 COLUMNS = (
     ("prompt_id", pa.string()),
     ("margin", pa.float64()),
     ("reference_margin", pa.float64()),
 )
+
+
+@torch.no_grad()
+def interim_scores(
+    strategy: Strategy, pairs: Pairs, how: Computing, team: Team
+) -> dict[str, float]:
+    """Accuracy and margin on the tuning half of the pairs, the student being put back to training;
+    the same numbers on every worker."""
+    strategy.model.eval()
+    half = tuning_half([pair.prompt_id for pair in pairs.encoded])
+    sums = torch.zeros(3, dtype=torch.float64, device=how.device)
+    for each in passes(pairs, half.nonzero()[0].tolist(), how, team):
+        margin = pair_logps(strategy.score, pairs, each.index, how).margin.double()
+        if each.counts:
+            right = (torch.sign(margin) + 1) / 2  # a tie is half right
+            sums += torch.stack([right.sum(), margin.sum(), torch.ones_like(margin).sum()])
+    if team.world > 1:
+        dist.all_reduce(sums)
+    strategy.model.train()
+    right, total, count = sums.tolist()
+    return {"held_out/accuracy": right / count, "held_out/margin": total / count}
 
 
 @torch.no_grad()

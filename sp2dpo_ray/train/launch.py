@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -25,8 +26,8 @@ from sp2dpo_ray.train.task import TrainTask
 WATCH_EVERY_S = 0.5
 
 
-def train_arm(task: TrainTask, *, progress: Callable[[int, int, str], None]) -> None:
-    """Train the arm to its end; progress(step, steps, note) follows it.
+def train_arm(task: TrainTask, *, follow: Callable[[dict[str, Any]], None]) -> None:
+    """Train the arm to its end; follow(row) is given each line of metrics.jsonl as it comes.
 
     Raises TrainingError with the first worker's words if training fails.
     """
@@ -48,7 +49,7 @@ def train_arm(task: TrainTask, *, progress: Callable[[int, int, str], None]) -> 
         ),
     )
     try:
-        _fit(trainer, task.output / METRICS_LINES, progress)
+        _fit(trainer, task.output / METRICS_LINES, follow)
     except TrainingFailedError as error:
         cause = _cause(error)
         if isinstance(cause, OSError) and cause.errno in DISK_FULL:
@@ -62,7 +63,7 @@ def train_arm(task: TrainTask, *, progress: Callable[[int, int, str], None]) -> 
         raise TrainingError(f"arm training in {task.output} failed: {words}") from error
 
 
-def _fit(trainer: TorchTrainer, metrics: Path, progress: Callable[[int, int, str], None]) -> None:
+def _fit(trainer: TorchTrainer, metrics: Path, follow: Callable[[dict[str, Any]], None]) -> None:
     """Run the trainer on a thread and follow metrics.jsonl, which rank 0 appends to.
 
     On the main thread Ray Train takes Ctrl-C for itself and ends the process with exit code 0;
@@ -83,11 +84,13 @@ def _fit(trainer: TorchTrainer, metrics: Path, progress: Callable[[int, int, str
         thread.join(WATCH_EVERY_S)
         lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         if len(lines) != seen and lines and lines[-1].endswith("}"):
+            # after a restored step there are fewer lines than before
             rows = [json.loads(line) for line in lines[seen:] or lines[-1:]]
-            seen, row = len(lines), rows[-1]
-            for note in (row["note"] for row in rows if "note" in row):
-                say(f"train: {note}")
-            progress(row["step"], row["steps"], f"loss {row['loss']:.4f}")
+            seen = len(lines)
+            for row in rows:
+                if "note" in row:
+                    say(f"train: {row['note']}")
+                follow(row)
     if failures:
         raise failures[0]
 

@@ -19,14 +19,14 @@ from sp2dpo_ray.config import LoraSection, TrainSection
 from sp2dpo_ray.core.files import METRICS_LINES
 from sp2dpo_ray.modeling.student import QUANTIZED, load_tokenizer, save_student, student_to_train
 from sp2dpo_ray.train.checkpoint import restore_state, save_state, scratch
-from sp2dpo_ray.train.held_out import score_held_out
+from sp2dpo_ray.train.held_out import interim_scores, score_held_out
 from sp2dpo_ray.train.loss import Loss
 from sp2dpo_ray.train.memory import decide
 from sp2dpo_ray.train.metrics import MetricsLog, beta_percentiles, means, new_sums
 from sp2dpo_ray.train.record import write_record
 from sp2dpo_ray.train.step import Computing, Team, Traced, accumulate, pair_logps, reduce_sums
 from sp2dpo_ray.train.strategies import Setup, strategy_of
-from sp2dpo_ray.train.task import TrainTask, load_training_pairs
+from sp2dpo_ray.train.task import TrainTask, load_pairs_to_score, load_training_pairs
 from sp2dpo_ray.train.trackers import open_trackers
 from sp2dpo_ray.train.trajectory import Trajectory
 
@@ -66,6 +66,7 @@ def train_worker(config: dict[str, Any]) -> None:
     moved = Trajectory(task.output, pairs, done) if loss.moves_betas else None
     log = MetricsLog(task.output / METRICS_LINES, done, open_trackers(task)) if rank == 0 else None
 
+    held_out = load_pairs_to_score(task) if task.eval_steps else None
     strategy.model.train()
     largest = how.batches(pairs, range(len(pairs)))[0]
     memory = decide(
@@ -101,9 +102,11 @@ def train_worker(config: dict[str, Any]) -> None:
         rate = strategy.learning_rate
         norm = strategy.step()
         saves = step % options.save_steps == 0 or step == len(plan)
+        looks = held_out is not None and step % task.eval_steps == 0
         # logged at every checkpoint too, so that a resumed run begins with an empty window
-        if saves or step % options.log_steps == 0:
+        if saves or looks or step % options.log_steps == 0:
             now = time.perf_counter()
+            scores = interim_scores(strategy, held_out, how, team) if looks else {}
             metrics = {
                 "step": step,
                 "steps": len(plan),
@@ -112,12 +115,14 @@ def train_worker(config: dict[str, Any]) -> None:
                 "grad_norm": norm,
                 "learning_rate": rate,
                 "seconds": now - clock,
+                **scores,
                 **({"note": note} if note else {}),
             }
             note = ""
             if log:
                 log.write(metrics)
-            window, seen, clock = new_sums(device), [], now
+            # what was not spent on steps is not the steps' time
+            window, seen, clock = new_sums(device), [], time.perf_counter() if looks else now
         if saves:
             _hand_over(save_state(strategy, loss, step, team, place), metrics)
             clock = time.perf_counter()  # the checkpoint's time is not the steps'

@@ -33,7 +33,8 @@ class TrainTask:
     """One arm to train; the same object goes to every worker.
 
     run, arm: names, for people. key: the hash of all that decides the training. envelope: least
-    and greatest beta of the schedule. ordered: train in the order of the betas' table, without
+    and greatest beta of the schedule. eval_steps: score the tuning half of the held-out pairs every
+    so many steps, 0 for never. ordered: train in the order of the betas' table, without
     shuffling. probe: score all training pairs at the end, and keep no student.
     """
 
@@ -47,6 +48,7 @@ class TrainTask:
     lora: LoraSection | None
     options: TrainSection
     envelope: tuple[float, float] = UNBOUNDED
+    eval_steps: int = 0
     ordered: bool = False
     probe: bool = False
 

@@ -26,6 +26,7 @@ FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 LOST_TWICE = 3  # times that a trial begins again after its node was lost
 LOOK_EVERY_S = 1.0
 WAITING_BYTES = 1 << 20
+LET_GO_S = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Outcome:
     reason: str = ""
 
 
-class _Stop(tune.Stopper):
+class StopsAll(tune.Stopper):
     """Ends the whole sweep once a trial reports what no other could do better."""
 
     def __init__(self) -> None:
@@ -65,28 +66,17 @@ def run_trials(
     Raises what a trial raised if it is of a kind that concerns them all.
     """
 
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's banner; the bar says it better
-
     def trial(config: dict[str, Any]) -> None:
-        tune.report(_attempt(config["arm"], work))
+        tune.report(attempt(config["arm"], work)[0])
 
     tuner = tune.Tuner(
-        # the trial itself only waits, its workers take cores and GPUs of their own; Tune refuses a
-        # trial that takes nothing at all
-        tune.with_resources(trial, {"memory": WAITING_BYTES}),
+        waiting(trial),
         param_space={"arm": tune.grid_search(arms)},
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
-        run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
-            stop=_Stop(),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=LOST_TWICE),
-        ),
+        run_config=run_options(folder, StopsAll()),
     )
-    results = _fit(tuner, watch)
     found = {}
-    for result in results:
+    for result in fit(tuner, watch):
         metrics = result.metrics or {}
         if metrics.get("state") == STOPPED:
             raise getattr(errors, metrics["kind"])(f"arm {metrics['arm']}: {metrics['reason']}")
@@ -97,29 +87,53 @@ def run_trials(
     return [found[arm] for arm in arms if arm in found]
 
 
-def _attempt(arm: str, work: Callable[[str], object]) -> dict[str, str]:
+def waiting(trial: Callable[[dict[str, Any]], None]) -> Any:
+    """A trial that only waits: its workers take cores and GPUs of their own. Tune refuses one that
+    takes nothing at all."""
+    return tune.with_resources(trial, {"memory": WAITING_BYTES})
+
+
+def run_options(folder: Path, stop: tune.Stopper, **more: Any) -> tune.RunConfig:
+    """How Tune runs: its records in the folder, no output of its own, lost trials begun again."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's banner; the bar says it better
+    # a stopped trial waits for its training to end before it lets go of its workers; do not
+    os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", str(LET_GO_S))
+    return tune.RunConfig(
+        name=folder.name,
+        storage_path=str(folder.parent),
+        stop=stop,
+        verbose=0,
+        failure_config=tune.FailureConfig(max_failures=LOST_TWICE),
+        **more,
+    )
+
+
+def attempt(arm: str, work: Callable[[str], Any]) -> tuple[dict[str, str], Any]:
+    """What became of the work, in a form that Tune reports, and what the work returned."""
+    done = None
     try:
-        work(arm)
+        done = work(arm)
     except TrainingError as error:
-        return {"arm": arm, "state": FAILED, "reason": str(error), "kind": "TrainingError"}
+        state, reason, kind = FAILED, str(error), "TrainingError"
     except Sp2dpoError as error:
-        kind = type(error).__name__
-        return {"arm": arm, "state": STOPPED, "reason": str(error), "kind": kind}
-    return {"arm": arm, "state": FINISHED, "reason": "", "kind": ""}
+        state, reason, kind = STOPPED, str(error), type(error).__name__
+    else:
+        state, reason, kind = FINISHED, "", ""
+    return {"arm": arm, "state": state, "reason": reason, "kind": kind}, done
 
 
-def _fit(tuner: tune.Tuner, watch: Callable[[], None]) -> Any:
+def fit(tuner: tune.Tuner, watch: Callable[[], None]) -> Any:
     """On a thread: on the main one Tune takes Ctrl-C for itself."""
     found: list[Any] = []
     failures: list[BaseException] = []
 
-    def fit() -> None:
+    def work() -> None:
         try:
             found.append(tuner.fit())
         except BaseException as error:  # carried to the caller's thread, whatever it is
             failures.append(error)
 
-    thread = threading.Thread(target=fit, daemon=True)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(LOOK_EVERY_S)

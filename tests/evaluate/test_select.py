@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sp2dpo_ray.core.halves import tuning_half
 from sp2dpo_ray.errors import ArtifactError
 from sp2dpo_ray.evaluate.compare import accuracy_of, compare_arms
-from sp2dpo_ray.evaluate.select import ArmMargins, Selection, select, sentence, tuning_half
+from sp2dpo_ray.evaluate.select import ArmMargins, Selection, select, sentence
 
 IDS = [f"pair-{i}" for i in range(401)]
 
