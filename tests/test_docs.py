@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sp2dpo_ray.core.methods import METHODS
+from sp2dpo_ray.core.selections import SELECTIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -16,7 +17,7 @@ def test_every_method_has_its_row(name: str) -> None:
     (line,) = (
         line
         for line in (DOCS / "methods.md").read_text().splitlines()
-        if line.startswith(f"| `{name}` |")
+        if line.startswith(f"| `{name}` | {METHODS[name].title} |")
     )
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     row = METHODS[name]
@@ -27,6 +28,20 @@ def test_every_method_has_its_row(name: str) -> None:
 
 
 def test_no_row_is_of_something_that_is_gone() -> None:
-    lines = (DOCS / "methods.md").read_text().splitlines()
-    named = {line.split("`")[1] for line in lines if line.startswith("| `")}
-    assert named == set(METHODS)
+    text = (DOCS / "methods.md").read_text()
+    parts = {part.partition("\n")[0]: part.splitlines() for part in text.split("\n## ")}
+
+    def named(part: str) -> list[str]:
+        return [line.split("`")[1] for line in parts[part] if line.startswith("| `")]
+
+    assert named("Losses") == list(METHODS)
+    assert named("Selections and curricula") == [f"/{name}" for name in SELECTIONS]
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_every_selection_has_its_row(name: str) -> None:
+    row = SELECTIONS[name]
+    expected = (
+        f"| `/{name}` | {row.title} | {row.share:g} | {row.source or 'ours'} | {row.verified} |"
+    )
+    assert expected in (DOCS / "methods.md").read_text()

@@ -26,7 +26,8 @@ def show(summary: Summary) -> None:
     elif "teacher_weights" in summary:
         _show_agreement(summary)
     elif "page" in summary:
-        say(f"page: {summary['page']}")
+        say(summary["text"])
+        say(f"page: {summary['page']}\ntable: {summary['table']}")
     else:
         say(brief(summary))
         for name in ("sheet", "folder"):

@@ -28,7 +28,9 @@ def draw(rows: list[Row], titles: dict[str, str], path: Path) -> None:
     worlds = list(dict.fromkeys(row.world for row in rows))
     shown = [[row for row in rows if row.world == world and row.gain] for world in worlds]
     lines = math.ceil(len(worlds) / COLUMNS)
-    with plt.rc_context({"svg.hashsalt": "sp2dpo", "font.size": 9, "text.color": INK}):
+    with plt.rc_context(
+        {"svg.hashsalt": "sp2dpo", "svg.fonttype": "none", "font.size": 9, "text.color": INK}
+    ):
         figure, axes = plt.subplots(
             lines, COLUMNS, figsize=(10, 0.6 + lines * (1.1 + 0.19 * max(map(len, shown)))),
             squeeze=False, facecolor=GROUND,

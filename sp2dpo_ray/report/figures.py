@@ -131,6 +131,20 @@ def accuracy_by_arm(rows: list[dict]) -> str:
     return _html(figure, "accuracy-by-arm")
 
 
+def betas_by_arm(betas: dict[str, list[float]]) -> str:
+    """The betas that each arm was trained with: quantiles at 5, 25, 50, 75 and 95 %."""
+    low, first, median, third, high = (list(column) for column in zip(*betas.values(), strict=True))
+    figure = go.Figure(
+        go.Box(
+            y=list(betas), lowerfence=low, q1=first, median=median, q3=third, upperfence=high,
+            orientation="h", marker_color=COLOURS[0],
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title="beta in training", type="log")
+    figure.update_yaxes(autorange="reversed")
+    return _html(figure, "betas-by-arm")
+
+
 def accuracy_by_category(scores: dict[str, dict[str, dict[str, float]]]) -> str:
     """Held-out accuracy by category: scores[arm][category]."""
     figure = go.Figure()

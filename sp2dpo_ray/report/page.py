@@ -28,7 +28,8 @@ PAIRS_SHOWN = 24  # of each kind
 class PageData:
     """Everything that the page shows; what a run lacks is empty.
 
-    schedule: all columns of `load_schedule`. figures: the content of `diagnostics.json`.
+    betas: of each arm, the quantiles at 5, 25, 50, 75 and 95 %. schedule: all columns of
+    `load_schedule`. figures: the content of `diagnostics.json`.
     """
 
     lambda_record: dict[str, Any]
@@ -39,6 +40,7 @@ class PageData:
     pairs: dict[str, Pair]
     arms: list[dict[str, Any]]
     curves: dict[str, list[dict[str, float]]]
+    betas: dict[str, list[float]]
     by_category: dict[str, dict[str, dict[str, float]]]
     without_model: list[str]
 
@@ -60,6 +62,7 @@ def render(data: PageData) -> str:
     if data.arms:
         charts["accuracy"] = figures.accuracy_by_arm(data.arms)
         charts["by_category"] = figures.accuracy_by_category(data.by_category)
+        charts["betas"] = figures.betas_by_arm(data.betas)
         charts["loss"] = figures.training_curves(data.curves, "loss", "loss")
         charts["margin"] = figures.training_curves(
             data.curves, "logratio/margins", "margin in nats, not scaled by beta"

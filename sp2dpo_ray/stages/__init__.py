@@ -162,7 +162,7 @@ def _session(ray: Any, address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     local = {} if address else {"object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(
+    context = ray.init(
         # "local": without it Ray joins whatever cluster somebody started on this machine
         address=address or "local",
         include_dashboard=None if address else False,
@@ -170,6 +170,8 @@ def _session(ray: Any, address: str | None) -> Iterator[None]:
         log_to_driver=False,
         **local,
     )
+    if context.dashboard_url:
+        say(f"Ray dashboard: http://{context.dashboard_url}")
     try:
         yield
     finally:

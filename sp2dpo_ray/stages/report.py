@@ -17,13 +17,17 @@ import pyarrow.parquet as pq
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import open_artifact, publish, read_manifest
-from sp2dpo_ray.core.files import EVAL_PAIRS, METRICS_LINES, QUALITY, TRAIN
+from sp2dpo_ray.core.files import BETAS, EVAL_PAIRS, METRICS_LINES, QUALITY, TRAIN
 from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
+from sp2dpo_ray.report.arms_table import lines_of, markdown
 from sp2dpo_ray.report.page import PageData, render
 from sp2dpo_ray.run import Run, Summary
 
+ARMS_TABLE = "arms.md"
+ACCURACY, MARGIN = "held-out accuracy, %", "held-out margin, nats"
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SHOWN_STAGES = ("pairs", "student", "annotations", "schedule")
 
 
@@ -50,6 +54,7 @@ def report(run: Run) -> Summary:
         pairs={pair.prompt_id: pair for pair in pairs_from(pq.read_table(run.pairs_file(TRAIN)))},
         arms=rows,
         curves={name: _metrics(run, name) for name in trained},
+        betas={name: _betas(run, name) for name in trained},
         by_category={name: s["eval"].get("by_category", {}) for name, s in trained.items()},
         without_model=[t.name for t in config.teachers if not t.is_model],
     )
@@ -57,7 +62,29 @@ def report(run: Run) -> Summary:
     with publish(run.path("report"), provenance) as draft:
         (draft.path / "index.html").write_text(render(data), encoding="utf-8")
         (draft.path / "comparison.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
-    return {"page": str(run.path("report", "index.html")), "arms": rows}
+        (draft.path / ARMS_TABLE).write_text(_table(run, rows), encoding="utf-8")
+    page, table = (str(run.path("report", name)) for name in ("index.html", ARMS_TABLE))
+    text = run.path("report", ARMS_TABLE).read_text(encoding="utf-8") if rows else ""
+    return {"page": page, "table": table, "arms": rows, "text": text}
+
+
+def _table(run: Run, rows: list[dict[str, Any]]) -> str:
+    """The arms in the form of the paper's Table 16, the mean over seeds where there are several."""
+    cells: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        of_arm = cells.setdefault(parse_arm(row["arm"]).base, {ACCURACY: [], MARGIN: []})
+        of_arm[ACCURACY].append(100 * row["accuracy"]["mean"])
+        of_arm[MARGIN].append(row["margin"]["mean"])
+    means = {arm: {k: float(np.mean(v)) for k, v in of.items()} for arm, of in cells.items()}
+    lines = lines_of([row["arm"] for row in rows], run.config.panel)
+    return markdown(lines, (ACCURACY, MARGIN), means)
+
+
+def _betas(run: Run, name: str) -> list[float]:
+    """Quantiles of the betas that an arm was trained with."""
+    table = pq.read_table(run.path("train", parse_arm(name).folder, BETAS), columns=["beta"])
+    quantiles = np.quantile(table["beta"].to_numpy(), QUANTILES)
+    return [float(value) for value in quantiles]
 
 
 def _trained_arms(run: Run) -> dict[str, Summary]:
@@ -72,7 +99,8 @@ def _trained_arms(run: Run) -> dict[str, Summary]:
         if read_manifest(run.path(folder))
     }
     found = {}
-    for name in dict.fromkeys((*run.config.sweep.names, run.config.train.arm)):
+    searched = [found] if (found := _searched(run)) else []
+    for name in dict.fromkeys((*run.config.sweep.names, *searched, run.config.train.arm)):
         arm = parse_arm(name)
         options = run.config.training(arm)
         folder = run.path("train", arm.folder)
@@ -89,6 +117,12 @@ def _trained_arms(run: Run) -> dict[str, Summary]:
         say(f"arm {name} is left out: it was trained {why}; "
             f"run: sp2dpo train --set train.arm={name}")  # fmt: skip
     return found
+
+
+def _searched(run: Run) -> str | None:
+    """The best arm of the sweep's search, if there was one."""
+    manifest = read_manifest(run.path("sweep")) if run.config.sweep.search else None
+    return manifest.summary.get("searched") if manifest else None
 
 
 def _other_options(settings: Any, options: dict[str, Any]) -> list[str]:

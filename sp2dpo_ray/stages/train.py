@@ -41,9 +41,12 @@ from sp2dpo_ray.stages.arm_pairs import Known, write_betas
 from sp2dpo_ray.stages.reference import reference_folder
 from sp2dpo_ray.stages.student import student_ref
 from sp2dpo_ray.train.launch import train_arm
+from sp2dpo_ray.train.metrics import write_hparams
 from sp2dpo_ray.train.task import UNBOUNDED, TrainTask
+from sp2dpo_ray.train.trackers import settings
 
 CHECKPOINTS = "checkpoints"
+SCORES = ("accuracy", "margin")  # of the held-out pairs, beside the options in TensorBoard
 
 
 def train(
@@ -106,6 +109,8 @@ def train(
         "model": str(folder / MERGED),
         "seconds": time.perf_counter() - start,
     }
+    held_out = {f"hparam/{k}": summary["eval"][k] for k in SCORES if k in summary["eval"]}
+    write_hparams(folder, settings(task), held_out)
     # checkpoints served their purpose and are no part of the artifact
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     seal(folder, provenance, summary)

@@ -19,6 +19,7 @@ from sp2dpo_ray.config import LoraSection, TrainSection
 from sp2dpo_ray.core.files import METRICS_LINES
 from sp2dpo_ray.modeling.student import QUANTIZED, load_tokenizer, save_student, student_to_train
 from sp2dpo_ray.train.checkpoint import restore_state, save_state, scratch
+from sp2dpo_ray.train.gauges import Gauges
 from sp2dpo_ray.train.held_out import interim_scores, score_held_out
 from sp2dpo_ray.train.loss import Loss
 from sp2dpo_ray.train.memory import decide
@@ -67,6 +68,7 @@ def train_worker(config: dict[str, Any]) -> None:
     log = MetricsLog(task.output / METRICS_LINES, done, open_trackers(task)) if rank == 0 else None
 
     held_out = load_pairs_to_score(task) if task.eval_steps else None
+    gauges = Gauges(task)
     strategy.model.train()
     largest = how.batches(pairs, range(len(pairs)))[0]
     memory = decide(
@@ -121,6 +123,7 @@ def train_worker(config: dict[str, Any]) -> None:
             note = ""
             if log:
                 log.write(metrics)
+                gauges.set(metrics)
             # what was not spent on steps is not the steps' time
             window, seen, clock = new_sums(device), [], time.perf_counter() if looks else now
         if saves:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from sp2dpo_ray.objectives.pair_loss import PairLogps
 from sp2dpo_ray.train.trackers import Tracker
@@ -87,6 +88,21 @@ def beta_percentiles(beta_B: Tensor) -> dict[str, float]:
     shares = torch.tensor([share / 100 for share in BETA_PERCENTILES], dtype=beta_B.dtype)
     values = torch.quantile(beta_B, shares).tolist()
     return {f"beta/p{n}": value for n, value in zip(BETA_PERCENTILES, values, strict=True)}
+
+
+def write_hparams(folder: Path, settings: dict[str, Any], figures: dict[str, float]) -> None:
+    """One line in TensorBoard's table of hyper-parameters, in the arm's own events."""
+    plain = {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in settings.items()
+    }
+    board = SummaryWriter(str(folder / TENSORBOARD))
+    writer = board._get_file_writer()
+    for summary in hparams(plain, figures):
+        writer.add_summary(summary)
+    for name, value in figures.items():
+        board.add_scalar(name, value)
+    board.close()
 
 
 class MetricsLog:

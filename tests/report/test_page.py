@@ -59,6 +59,7 @@ def page_data(rows: list[dict[str, Any]] | None = None, **changes: Any) -> PageD
         },
         "arms": arms,
         "curves": {row["arm"]: [step, step | {"step": 2}] for row in arms},
+        "betas": {row["arm"]: [0.03, 0.08, 0.1, 0.2, 0.3] for row in arms},
         "by_category": {row["arm"]: {"Safety": {"accuracy": 0.5, "pairs": 3}} for row in arms},
         "without_model": ["qwen"],
     }
