@@ -19,7 +19,8 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"core"}),
     frozenset({"config", "console"}),
     frozenset({"objectives", "teachers", "modeling"}),
-    frozenset({"annotate", "reference", "train", "evaluate", "distill"}),
+    frozenset({"annotate", "reference", "train", "distill"}),
+    frozenset({"evaluate"}),
     frozenset({"tune", "lab"}),
     frozenset({"report"}),
     frozenset({"run"}),
@@ -30,7 +31,7 @@ RANKS: tuple[frozenset[str], ...] = (
 # the one step within a rank: a model's forward pass ends in log-probabilities
 SAME_RANK = {("modeling", "objectives")}
 PUBLIC = "sp2dpo_ray.core.schedule.published"
-RAY_ALLOWED = {"annotate", "reference", "train", "tune", "distill", "lab", "stages"}
+RAY_ALLOWED = {"annotate", "reference", "train", "tune", "distill", "evaluate", "lab", "stages"}
 TORCH_FREE = {"errors", "core", "config", "console", "teachers", "annotate", "run", "cli"}
 LONGEST = 400
 

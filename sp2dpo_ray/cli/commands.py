@@ -30,7 +30,7 @@ from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages import IMPORT, LAB, STAGES, WHOLE_RUN, Stage, ray_session
 
-MAY_ASK = ("annotate", "run")
+MAY_ASK = ("annotate", "evaluate", "run")
 
 app = typer.Typer(
     add_completion=False,

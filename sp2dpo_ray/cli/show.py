@@ -25,6 +25,9 @@ def show(summary: Summary) -> None:
         _show_plan(summary)
     elif "teacher_weights" in summary:
         _show_agreement(summary)
+    elif "scored" in summary:
+        say(summary["text"])
+        say(f"{summary['calls_made']:,} judge calls, {summary['cost_usd']:,.2f} USD")
     elif "page" in summary:
         say(summary["text"])
         say(f"page: {summary['page']}\ntable: {summary['table']}")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from sp2dpo_ray.config.evaluate import EvaluateSection, GenerateSection
 from sp2dpo_ray.config.panel import (
     AnnotateSection,
     BudgetSection,
@@ -30,7 +31,7 @@ from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import ConfigError
 
-NOT_THE_PROCESS = frozenset({"run", "cluster", "audit", "export"})
+NOT_THE_PROCESS = frozenset({"run", "cluster", "audit", "export", "generate", "evaluate"})
 
 
 class RunSection(Section):
@@ -103,6 +104,8 @@ class Config(Section):
     student: StudentSection = StudentSection()
     train: TrainSection = TrainSection()
     sweep: SweepSection = SweepSection()
+    generate: GenerateSection = GenerateSection()
+    evaluate: EvaluateSection = EvaluateSection()
     audit: AuditSection = AuditSection()
     export: ExportSection = ExportSection()
     cluster: ClusterSection = ClusterSection()

@@ -77,6 +77,10 @@ STAGES: dict[str, Stage] = {
               "Train one arm (train.arm) and score it on the held-out pairs."),
         Stage("sweep", "sp2dpo_ray.stages.sweep:sweep", True, "tune",
               "Train every arm of sweep.arms, several at once, and compare them."),
+        Stage("generate", "sp2dpo_ray.stages.generate:generate", True, "train",
+              "Let every student answer the questions of the benchmarks."),
+        Stage("evaluate", "sp2dpo_ray.stages.evaluate:evaluate", True, "evaluate",
+              "Judge and score the answers on AlpacaEval 2, MT-Bench, IFEval, Arena-Hard-Auto."),
         Stage("report", "sp2dpo_ray.stages.report:report", False, "report",
               "Write the page that shows the run."),
     )

@@ -142,7 +142,7 @@ def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     dom, said = open_in_browser(page, tmp_path)
     assert "CONSOLE" not in said, said
     charts = re.findall(r'<div id="([\w-]+)" class="plotly-graph-div[^"]*js-plotly-plot', dom)
-    assert len(charts) == 7
+    assert len(charts) == 8
     assert dom.count('class="main-svg"') >= 7
     title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
     assert title is not None

@@ -1,0 +1,287 @@
+"""Stage `evaluate`: judge and score the answers, and compare the students item by item.
+
+In: `eval/<arm>/<benchmark>/outputs/`, or outputs that are named. Out: `scores/` beside them, and
+`eval/comparison.json` and `.md`. Invariant: a judgement on record is never asked again; with
+--offline every figure comes from the journal and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sp2dpo_ray.annotate.place import find_place
+from sp2dpo_ray.config.evaluate import shared_with
+from sp2dpo_ray.console import bar, say
+from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.core.artifact import MANIFEST, Draft, open_artifact, write_atomically
+from sp2dpo_ray.core.files import COMPARISON, COMPARISON_TEXT, ITEMS, OUTPUTS, RESULT
+from sp2dpo_ray.core.halves import tuning_half
+from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
+from sp2dpo_ray.errors import ConfigError, DataError
+from sp2dpo_ray.evaluate.compare import gain_on, interval, verdict
+from sp2dpo_ray.evaluate.items import Answers, Item, Result, read_lines
+from sp2dpo_ray.evaluate.judging import Judge, Question, Verdict, ask, outcomes_of
+from sp2dpo_ray.run import Run, Summary
+from sp2dpo_ray.stages.benchmarks import BENCHMARKS
+from sp2dpo_ray.stages.generate import BASE, is_generated, models_of, outputs_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A student with its answers to a benchmark: generated here, or named in the configuration."""
+
+    model: str
+    benchmark: str
+    path: Path
+    folder: Path
+    generated: bool
+
+
+def evaluate(run: Run) -> Summary:
+    """Score every student on every benchmark, and compare them."""
+    section = run.config.evaluate
+    if not section.benchmarks:
+        raise ConfigError("evaluate.benchmarks names none; there are " + ", ".join(BENCHMARKS))
+    shared = _check_judge(run)
+    start, calls, results = time.perf_counter(), 0, {}
+    for name in section.benchmarks:
+        items = BENCHMARKS[name].items(section)
+        for entry in _entries(run, name):
+            summary = _score(run, entry, items, shared)
+            calls += summary["calls_made"]
+            results[name, entry.model] = summary
+    if not results:
+        raise DataError("nothing to evaluate: no answers are there; run: sp2dpo generate")
+    rows = _compare(run, list(section.benchmarks))
+    text = _markdown(rows, shared)
+    write_atomically(run.path("eval", COMPARISON), json.dumps(rows, indent=2) + "\n")
+    write_atomically(run.path("eval", COMPARISON_TEXT), text)
+    return {
+        "scored": len(results),
+        "calls_made": calls,
+        "cost_usd": round(sum(each["cost_usd"] for each in results.values()), 6),
+        "shared_judge": shared,
+        "table": rows,
+        "text": text,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _check_judge(run: Run) -> list[str]:
+    """The teachers of the judge's family; ConfigError where that was not allowed."""
+    section = run.config.evaluate
+    shared = shared_with(section.judge, run.config.teachers) if section.judge else []
+    if shared and not section.allow_shared_judge:
+        assert section.judge is not None
+        raise ConfigError(
+            f"evaluate.judge: {section.judge.model} is of the family of teachers {shared}: a panel "
+            "must not judge its own schedule. Take another judge, or evaluate.allow_shared_judge: "
+            "true, and the report says so"
+        )
+    return shared
+
+
+def _entries(run: Run, benchmark: str) -> list[Entry]:
+    found = []
+    for model in models_of(run):
+        folder = outputs_folder(run, model, benchmark)
+        if is_generated(run, model, benchmark):
+            found.append(Entry(model, benchmark, folder / OUTPUTS, folder.parent / "scores", True))
+        else:
+            say(f"evaluate: {model} has no answers to {benchmark}; run: sp2dpo generate")
+    for name, paths in run.config.evaluate.outputs.items():
+        if benchmark in paths:
+            folder = run.path("eval", name, benchmark, "scores")
+            found.append(Entry(name, benchmark, Path(paths[benchmark]), folder, False))
+    return found
+
+
+def _answers(items: list[Item], entry: Entry) -> Answers:
+    """Of a file in alpaca-eval's format, or with ids and turns, as `generate` writes it."""
+    by_question = {item.turns[0]: item.id for item in items}
+    found: dict[str, tuple[str, ...]] = {}
+    for number, row in enumerate(read_lines(entry.path)):
+        text = row.get("instruction", row.get("prompt"))
+        name = str(row["id"]) if "id" in row else by_question.get(str(text), str(text))
+        turns = row.get("turns") or [row.get("output", row.get("response"))]
+        if not all(isinstance(turn, str) for turn in turns):
+            raise DataError(f"{entry.path}: entry {number}: an answer is no text")
+        if name in found:
+            raise DataError(f"{entry.path}: {name[:60]!r} is answered twice")
+        found[name] = tuple(turns)
+    return found
+
+
+def _score(run: Run, entry: Entry, items: list[Item], shared: list[str]) -> Summary:
+    section, benchmark = run.config.evaluate, BENCHMARKS[entry.benchmark]
+    answers = _answers(items, entry)
+    questions = benchmark.questions(section, items, answers)
+    judge = _judge(run, entry.benchmark) if questions else None
+    settings = {
+        "benchmark": entry.benchmark,
+        "outputs": sha256_file(entry.path),
+        "questions": sha256_hex([[i.id, list(i.turns), dict(i.known)] for i in items]),
+        "calls": sha256_hex([judge.key(q.messages) for q in questions] if judge else []),
+        "pins": benchmark.pins(section),
+    }
+    inputs = {"generate": entry.path.parent} if entry.generated else {}
+    provenance = run.provenance("evaluate", settings, inputs)
+    done = run.finished(entry.folder, provenance)
+    if done and not done.summary["notes"].get("not_answered"):
+        return done.summary | {"reused": True, "calls_made": 0, "cost_usd": 0.0}
+    verdicts, made = _ask(run, judge, entry, questions)
+    places = {(q.item, q.kind): v for q, v in zip(questions, verdicts, strict=True)}
+    result = benchmark.score(section, items, answers, places)
+    if run.offline and result.notes.get("not_answered"):
+        raise DataError(
+            f"--offline: {result.notes['not_answered']:,} judgements of {entry.model} on "
+            f"{entry.benchmark} are not on record; run evaluate without --offline to ask for them"
+        )
+    if done:  # with gaps that may be closed now
+        (entry.folder / MANIFEST).unlink()
+
+    def make(draft: Draft) -> None:
+        content = _content(run, entry, result, verdicts, settings, shared)
+        for name, value in ((RESULT, content), (ITEMS, result.rows)):
+            (draft.path / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        draft.summary |= {
+            "model": entry.model,
+            "figures": result.figures,
+            "notes": result.notes,
+            "outcomes": outcomes_of(verdicts),
+        }
+
+    summary = run.publish_once(entry.folder, provenance, make)
+    cost = sum(v.usd for v in verdicts) if made else 0.0
+    return summary | {"calls_made": made, "cost_usd": cost}
+
+
+def _judge(run: Run, benchmark: str) -> Judge:
+    config, row = run.config, BENCHMARKS[benchmark]
+    section = config.evaluate.judge
+    assert section is not None
+    # the panel's answer schema is no judge's; what a benchmark needs stands before own options
+    options = {"response_format": None, **row.options, **section.options}
+    return Judge(
+        section.model_copy(update={"options": options}),
+        row.decoding(config.decoding),
+        find_place(config.evaluate.journal or str(run.path("eval", "journal"))),
+        config.evaluate.budget_usd,
+        config.annotate.max_failures,
+        config.annotate.max_pause_s,
+    )
+
+
+def _ask(
+    run: Run, judge: Judge | None, entry: Entry, questions: list[Question]
+) -> tuple[list[Verdict], int]:
+    if judge is None:
+        return [], 0
+    with bar(f"evaluate {entry.model} {entry.benchmark}: judgements", len(questions)) as advance:
+        return ask(judge, questions, offline=run.offline, advance=advance)
+
+
+def _content(
+    run: Run, entry: Entry, result: Result, verdicts: list[Verdict], settings: dict[str, Any],
+    shared: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    section = run.config.evaluate
+    served = sorted({v.served_model for v in verdicts if v.served_model})
+    judged = bool(verdicts) and section.judge is not None
+    return {
+        "model": entry.model,
+        "benchmark": entry.benchmark,
+        "figures": result.figures,
+        "values": result.values,
+        "notes": result.notes,
+        "outcomes": outcomes_of(verdicts),
+        "judge": {
+            "model": section.judge.model,
+            "served": served,
+            "shares_a_family_with": shared,
+            "decoding": BENCHMARKS[entry.benchmark].decoding(run.config.decoding).of_answers,
+            "prompt_tokens": sum(v.prompt_tokens for v in verdicts),
+            "completion_tokens": sum(v.completion_tokens for v in verdicts),
+            "usd": sum(v.usd for v in verdicts),
+        } if judged and section.judge else None,
+        "pins": settings,
+    }  # fmt: skip
+
+
+def _compare(run: Run, benchmarks: list[str]) -> list[dict[str, Any]]:
+    """Each student's figures, and its gain on the best global beta, item by item; the beta is
+    chosen on one half of the items, and the gain is of the other."""
+    rows = []
+    for name in benchmarks:
+        results = {}
+        for entry in _entries(run, name):
+            open_artifact(entry.folder)
+            results[entry.model] = json.loads((entry.folder / RESULT).read_text(encoding="utf-8"))
+        if not results:
+            continue
+        ids = [
+            item for item in next(iter(results.values()))["values"]
+            if all(result["values"].get(item) is not None for result in results.values())
+        ]  # fmt: skip
+        values = {m: np.array([r["values"][i] for i in ids]) for m, r in results.items()}
+        half = tuning_half(ids)
+        tuned = [m for m in results if m != BASE and _is_global(m)]
+        baseline = max(tuned or list(results)[:1], key=lambda m: float(values[m][half].mean()))
+        for model, result in results.items():
+            mine = values[model][None, ~half]
+            gain = None if model == baseline else gain_on(values[baseline][None, ~half], mine)
+            rows.append(
+                {
+                    "benchmark": name,
+                    "model": model,
+                    "headline": BENCHMARKS[name].headline,
+                    "figures": result["figures"],
+                    "notes": result["notes"],
+                    "baseline": baseline,
+                    "items_compared": int((~half).sum()),
+                    "value": asdict(interval(mine)) if mine.size else None,
+                    "gain": asdict(gain) if gain else None,
+                    "verdict": verdict(gain),
+                }
+            )
+    return rows
+
+
+def _is_global(name: str) -> bool:
+    try:
+        return parse_arm(name).is_global
+    except ConfigError:
+        return False  # outputs from elsewhere
+
+
+def _markdown(rows: list[dict[str, Any]], shared: list[str]) -> str:
+    lines = []
+    if shared:
+        lines += [f"The judge is of the family of teachers {', '.join(shared)}: it may prefer "
+                  "students of its own panel.", ""]  # fmt: skip
+    for name in dict.fromkeys(row["benchmark"] for row in rows):
+        here = [row for row in rows if row["benchmark"] == name]
+        figures = [key for key in here[0]["figures"] if not key.startswith(("share ", "score_"))]
+        lines += [
+            f"### {name}",
+            "",
+            f"Gains on {here[0]['baseline']}, item by item, on {here[0]['items_compared']} items.",
+            "",
+            f"| student | {' | '.join(figures)} | gain | verdict | left out |",
+            "|---" * (len(figures) + 4) + "|",
+        ]
+        for row in here:
+            told = " | ".join(f"{row['figures'][key]:.2f}" for key in figures)
+            gain = row["gain"]
+            change = "" if gain is None else (
+                f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})")  # fmt: skip
+            left = sum(row["notes"].get(key, 0) for key in ("not_answered", "not_read"))
+            lines.append(f"| {row['model']} | {told} | {change} | {row['verdict']} | {left} |")
+        lines.append("")
+    return "\n".join(lines)
