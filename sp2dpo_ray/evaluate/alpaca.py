@@ -21,6 +21,7 @@ import pandas as pd
 from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
 from sp2dpo_ray.core.prompts import Message
 from sp2dpo_ray.errors import ConfigError, DataError
+from sp2dpo_ray.evaluate.items import Row, installed
 
 CONFIG = "weighted_alpaca_eval_gpt4_turbo"
 JUDGE_MODEL = "gpt-4-1106-preview"
@@ -31,7 +32,6 @@ OPTIONS = {"logprobs": True, "top_logprobs": 5}
 # a completion that the package's parser takes for "no preference"
 NO_ANSWER = {"text": "", "logprobs": {"content": [{"top_logprobs": []}]}, "total_tokens": 0}
 INJECTIONS = ("<|im_start|>", "<|im_end|>", "{output_1}", "{output_2}", "{instruction}")
-Row = dict[str, Any]
 
 
 def message_key(messages: list[Message]) -> str:
@@ -117,11 +117,11 @@ def figures(rows: Sequence[Row], gamed: Path | None) -> dict[str, float]:
     without a preference stays in, so that every instruction keeps its place. gamed: a local copy of
     the hub's file of instruction difficulties; None lets the package fetch it.
     """
-    from alpaca_eval import metrics
-
     table = pd.DataFrame(list(rows))
     table["preference"] = table["preference"].astype(float)
     with _quiet(), _local_hub(gamed):
+        from alpaca_eval import metrics
+
         plain: dict[str, float] = metrics.get_winrate(table.to_dict("records"))
         try:
             controlled: dict[str, float] = metrics.get_length_controlled_winrate(
@@ -158,13 +158,13 @@ def pins(gamed: Path | None) -> dict[str, str]:
 def _annotate(
     outputs: Sequence[Row], reference: Sequence[Row], complete: Callable[[list[Message]], Row]
 ) -> list[Row]:
-    from alpaca_eval import utils
-
     def completions(prompts: list[str], **_: Any) -> dict[str, list[Row]]:
         chats = [utils.prompt_to_chatml(prompt.strip()) for prompt in prompts]
         return {"completions_all": [complete(chat) for chat in chats]}
 
     with _quiet():
+        from alpaca_eval import utils
+
         annotator, single = _annotator()
         single.fn_completions = completions
         rows: list[Row] = annotator.annotate_head2head(
@@ -185,8 +185,9 @@ def _quiet() -> Iterator[None]:
     """The package sets the root logger and scikit-learn's configuration for the whole process."""
     root = logging.getLogger()
     level, disabled = root.level, logging.root.manager.disable
-    import alpaca_eval  # noqa: F401  (sets the level when it is imported)
-    import sklearn
+    with installed("alpaca_eval"):
+        import alpaca_eval  # noqa: F401  (sets the level when it is imported)
+        import sklearn
 
     before = sklearn.get_config()["enable_metadata_routing"]
     logging.disable(logging.WARNING)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sp2dpo_ray.evaluate.items import Answers, Item, Result, read_lines, whole
+from sp2dpo_ray.evaluate.items import Answers, Item, Result, installed, read_lines, whole
 
 # our wording of the paper's wrapper for this benchmark (Prompt F.3)
 SYSTEM = (
@@ -75,13 +75,15 @@ def _checkers() -> Iterator[Any]:
     random state is what it was, afterwards."""
     state = random.getstate()
     with tempfile.TemporaryDirectory(prefix="sp2dpo-punkt-") as root:
-        import nltk
+        with installed("ifeval"):
+            import nltk
 
-        _write_punkt(Path(root))
+            _write_punkt(Path(root))
         nltk.data.path.insert(0, root)
         try:
-            from langdetect import DetectorFactory
-            from lm_eval.tasks.ifeval import utils
+            with installed("ifeval"):
+                from langdetect import DetectorFactory
+                from lm_eval.tasks.ifeval import utils
 
             DetectorFactory.seed = SEED
             yield utils

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -129,4 +130,13 @@ def mean_of(values: Mapping[str, float | None]) -> float:
     return sum(known) / len(known) if known else float("nan")
 
 
-Advance = Callable[[int, str], None]
+@contextmanager
+def installed(benchmark: str) -> Iterator[None]:
+    """Turns a package that is missing into the line that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"evaluate.benchmarks: {benchmark} needs the package {error.name}, which is not "
+            "installed here; run: pip install 'sp2dpo-ray[evaluate]'"
+        ) from error

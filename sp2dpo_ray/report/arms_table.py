@@ -13,6 +13,7 @@ from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.schedule.grid import Panel
 
 MISSING = "\u2013"  # a dash, as in the paper
+BASE = "base"
 Cells = Mapping[str, float]  # column -> value
 
 
@@ -25,14 +26,18 @@ class Line:
     arm: str | None
 
 
-def lines_of(arms: Sequence[str], panel: Panel) -> list[Line]:
-    """The table's lines for these arms, the paper's first and in its order, seeds left out."""
+def lines_of(arms: Sequence[str], panel: Panel, *, base: bool = False) -> list[Line]:
+    """The table's lines for these arms, the paper's first and in its order, seeds left out.
+
+    base: begin with the student before training.
+    """
     bases = list(dict.fromkeys(parse_arm(name).base for name in arms))
     plain = sorted(
         (name for name in bases if parse_arm(name).is_global),
         key=lambda name: parse_arm(name).constant or 0.0,
     )
-    order = [("Rand", "uniform in the envelope", "random")]
+    order = [("Base", MISSING, BASE)]
+    order += [("Rand", "uniform in the envelope", "random")]
     order += [("DPO", f"β={parse_arm(name).constant:g}", name) for name in plain]
     order += [
         ("SP2DPO", f"SA-{teacher}-{variant}", f"sa-{teacher}-{variant}")
@@ -42,7 +47,8 @@ def lines_of(arms: Sequence[str], panel: Panel) -> list[Line]:
     order += [("SP2DPO", f"SE-{teacher}", f"se-{teacher}") for teacher in panel.teachers]
     order += [("SP2DPO", f"MA-{variant}", f"ma-{variant}") for variant in panel.variants]
     order.append(("SP2DPO", "JMAMP", "jmamp"))
-    lines = [Line(group, label, arm) for group, label, arm in order if arm in bases]
+    there = {*bases, *([BASE] if base else [])}
+    lines = [Line(group, label, arm) for group, label, arm in order if arm in there]
     named = {line.arm for line in lines}
     return lines + [Line("others", name, name) for name in bases if name not in named]
 

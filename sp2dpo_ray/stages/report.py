@@ -17,15 +17,16 @@ import pyarrow.parquet as pq
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import open_artifact, publish, read_manifest
-from sp2dpo_ray.core.files import BETAS, EVAL_PAIRS, METRICS_LINES, QUALITY, TRAIN
+from sp2dpo_ray.core.files import BETAS, COMPARISON, EVAL_PAIRS, METRICS_LINES, QUALITY, TRAIN
 from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
-from sp2dpo_ray.report.arms_table import lines_of, markdown
+from sp2dpo_ray.report.arms_table import BASE, lines_of, markdown
 from sp2dpo_ray.report.page import PageData, render
 from sp2dpo_ray.run import Run, Summary
 
 ARMS_TABLE = "arms.md"
+LC, WR = "LC", "WR"  # AlpacaEval 2: length-controlled and plain win rate, in percent
 ACCURACY, MARGIN = "held-out accuracy, %", "held-out margin, nats"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SHOWN_STAGES = ("pairs", "student", "annotations", "schedule")
@@ -37,7 +38,9 @@ def report(run: Run) -> Summary:
     trained = _trained_arms(run)
     inputs = {"prepare": run.path("pairs"), "schedule": run.path("schedule")}
     inputs |= {f"train {name}": run.path("train", parse_arm(name).folder) for name in trained}
-    provenance = run.provenance("report", {"arms": list(trained)}, inputs)
+    judged = _judged(run, list(trained))
+    settings = {"arms": list(trained), "judged": judged}
+    provenance = run.provenance("report", settings, inputs)
     rows = _compare(run, trained)
     stages = {
         name: manifest.summary
@@ -62,22 +65,37 @@ def report(run: Run) -> Summary:
     with publish(run.path("report"), provenance) as draft:
         (draft.path / "index.html").write_text(render(data), encoding="utf-8")
         (draft.path / "comparison.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
-        (draft.path / ARMS_TABLE).write_text(_table(run, rows), encoding="utf-8")
+        (draft.path / ARMS_TABLE).write_text(_table(run, rows, judged), encoding="utf-8")
     page, table = (str(run.path("report", name)) for name in ("index.html", ARMS_TABLE))
     text = run.path("report", ARMS_TABLE).read_text(encoding="utf-8") if rows else ""
     return {"page": page, "table": table, "arms": rows, "text": text}
 
 
-def _table(run: Run, rows: list[dict[str, Any]]) -> str:
+def _judged(run: Run, arms: list[str]) -> list[dict[str, Any]]:
+    """What `evaluate` found of these arms and the base on AlpacaEval 2, if it was run."""
+    path = run.path("eval", COMPARISON)
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    shown = {BASE, *arms}
+    return [row for row in rows if row["benchmark"] == "alpaca_eval" and row["model"] in shown]
+
+
+def _table(run: Run, rows: list[dict[str, Any]], judged: list[dict[str, Any]]) -> str:
     """The arms in the form of the paper's Table 16, the mean over seeds where there are several."""
     cells: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         of_arm = cells.setdefault(parse_arm(row["arm"]).base, {ACCURACY: [], MARGIN: []})
         of_arm[ACCURACY].append(100 * row["accuracy"]["mean"])
         of_arm[MARGIN].append(row["margin"]["mean"])
+    for row in judged:
+        name = row["model"] if row["model"] == BASE else parse_arm(row["model"]).base
+        of_arm = cells.setdefault(name, {})
+        of_arm.setdefault(LC, []).append(row["figures"]["length_controlled_winrate"])
+        of_arm.setdefault(WR, []).append(row["figures"]["win_rate"])
     means = {arm: {k: float(np.mean(v)) for k, v in of.items()} for arm, of in cells.items()}
-    lines = lines_of([row["arm"] for row in rows], run.config.panel)
-    return markdown(lines, (ACCURACY, MARGIN), means)
+    lines = lines_of([row["arm"] for row in rows], run.config.panel, base=BASE in cells)
+    return markdown(lines, (*((LC, WR) if judged else ()), ACCURACY, MARGIN), means)
 
 
 def _betas(run: Run, name: str) -> list[float]:
@@ -99,8 +117,7 @@ def _trained_arms(run: Run) -> dict[str, Summary]:
         if read_manifest(run.path(folder))
     }
     found = {}
-    searched = [found] if (found := _searched(run)) else []
-    for name in dict.fromkeys((*run.config.sweep.names, *searched, run.config.train.arm)):
+    for name in dict.fromkeys((*run.config.sweep.names, *_searched(run), run.config.train.arm)):
         arm = parse_arm(name)
         options = run.config.training(arm)
         folder = run.path("train", arm.folder)
@@ -119,10 +136,11 @@ def _trained_arms(run: Run) -> dict[str, Summary]:
     return found
 
 
-def _searched(run: Run) -> str | None:
+def _searched(run: Run) -> list[str]:
     """The best arm of the sweep's search, if there was one."""
     manifest = read_manifest(run.path("sweep")) if run.config.sweep.search else None
-    return manifest.summary.get("searched") if manifest else None
+    name = manifest.summary.get("searched") if manifest else None
+    return [name] if name else []
 
 
 def _other_options(settings: Any, options: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,12 @@ def test_prompts_are_filled_in_one_pass(tmp_path: Path) -> None:
         judge_prompt("arena_hard_item", tmp_path)
     for label in arena_hard.VALUES:
         assert f"[[{label}]]" in judge_prompt("arena_hard", None)
+
+
+def test_a_missing_checker_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "punkt", None)
+    with pytest.raises(ConfigError, match=r"ifeval needs the package punkt.*\[evaluate\]"):
+        ifeval.score([], {})
 
 
 def test_answers_must_fit_the_questions() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sp2dpo_ray.core.schedule.grid import Panel
-from sp2dpo_ray.report.arms_table import lines_of, markdown
+from sp2dpo_ray.report.arms_table import Line, lines_of, markdown
 
 PANEL = Panel(("qwen", "openai", "gemini"), ("v1", "v2", "v3"))
 PAPER = [
@@ -21,6 +21,7 @@ def test_the_lines_are_those_of_table_16_whatever_order_they_were_trained_in() -
         *(f"SE-{t}" for t in PANEL.teachers), *(f"MA-{v}" for v in PANEL.variants), "JMAMP",
     ]  # fmt: skip
     assert [line.group for line in lines] == ["Rand", *["DPO"] * 3, *["SP2DPO"] * 16]
+    assert lines_of(["jmamp"], PANEL, base=True)[0] == Line("Base", "\u2013", "base")
     other = lines_of(["jmamp", "simpo", "dpo:0.1/random"], PANEL)
     assert [(line.group, line.label) for line in other] == [
         ("SP2DPO", "JMAMP"), ("others", "simpo"), ("others", "dpo:0.1/random")

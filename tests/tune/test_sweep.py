@@ -83,7 +83,7 @@ def test_an_arm_that_diverges_is_kept_as_failed_and_the_others_go_on(
     assert (summary["arms"], summary["failed"], summary["trained"]) == (4, 2, 4)
     (row,) = summary["table"]
     assert (row["arm"], row["seeds"]) == ("dpo:0.1", 2)
-    trials = json.loads(run.path("sweep", "trials.json").read_text())
+    trials = json.loads(run.path("sweep", "trials.json").read_text())["arms"]
     assert [trial["state"] for trial in trials] == ["finished", "finished", "failed", "failed"]
     assert "not finite" in trials[2]["reason"]
     seeds = [
