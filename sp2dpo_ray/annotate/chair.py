@@ -15,6 +15,7 @@ from typing import Any
 from sp2dpo_ray.annotate.gate import Gate, Purse
 from sp2dpo_ray.annotate.journal import Entry, Segment
 from sp2dpo_ray.annotate.limiter import limiter_of
+from sp2dpo_ray.annotate.place import Place
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
@@ -202,14 +203,32 @@ async def seat(spec: PanelSpec, desk: Any) -> dict[str, Chair]:
 
 
 def _chair(section: TeacherSection, spec: PanelSpec, desk: Any) -> Chair:
+    in_flight = max(1, section.limits.in_flight // spec.actors)
+    return chair_of(
+        section, spec.decoding, spec.place, desk,
+        in_flight=in_flight, max_failures=spec.max_failures, max_pause_s=spec.max_pause_s,
+    )  # fmt: skip
+
+
+def chair_of(
+    section: TeacherSection,
+    decoding: DecodingSection,
+    place: Place,
+    desk: Any,
+    *,
+    in_flight: int,
+    max_failures: int,
+    max_pause_s: float,
+) -> Chair:
+    """A model in its chair, with its limiter, its purse and a segment of the journal at `place`."""
     return Chair(
         section,
-        spec.decoding,
-        make_teacher(section, spec.decoding),
-        Segment(spec.place, section.name),
+        decoding,
+        make_teacher(section, decoding),
+        Segment(place, section.name),
         Gate(limiter_of(section), lambda: limiter_of(section, replaces=True)),
         Purse(desk if section.price.known else None),
-        in_flight=max(1, section.limits.in_flight // spec.actors),
-        max_failures=spec.max_failures,
-        max_pause_s=spec.max_pause_s,
+        in_flight=in_flight,
+        max_failures=max_failures,
+        max_pause_s=max_pause_s,
     )

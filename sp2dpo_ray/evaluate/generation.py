@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
-from ray.data import ActorPoolStrategy
 
 from sp2dpo_ray.config.evaluate import GenerateSection
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.evaluate.items import Item
 from sp2dpo_ray.modeling.student import StudentRef, load_model, load_tokenizer
-from sp2dpo_ray.reference.parts import Parts
+from sp2dpo_ray.reference.parts import Parts, through_actors
 
 SCHEMA = pa.schema(
     [
@@ -131,20 +129,10 @@ def generate(
     blocks = [
         pa.Table.from_pylist(rows[i : i + size], QUESTIONS) for i in range(0, len(rows), size)
     ]
-    if blocks:
-        made = ray.data.from_arrow(blocks).map_batches(
-            GenerateActor,
-            fn_constructor_args=(spec,),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=1,
-            num_gpus=spec.gpus_per_actor,
-            compute=ActorPoolStrategy(size=min(spec.actors, len(blocks))),
-        )
-        for block in made.iter_batches(batch_size=None, batch_format="pyarrow"):
-            parts.keep(block)
-            done.append(block)
-            progress(block.num_rows, "")
+    done += through_actors(
+        blocks, GenerateActor, spec, parts,
+        actors=spec.actors, gpus_per_actor=spec.gpus_per_actor, progress=progress,
+    )  # fmt: skip
     table = pa.concat_tables(done)
     place = {name: row for row, name in enumerate(table["prompt_id"].to_pylist())}
     return table.take([place[item.id] for item in items]).combine_chunks()

@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sp2dpo_ray.annotate.chair import Chair
+from sp2dpo_ray.annotate.chair import chair_of, price_of
 from sp2dpo_ray.annotate.desk import open_desk
-from sp2dpo_ray.annotate.gate import Gate, Purse
-from sp2dpo_ray.annotate.journal import Entry, Journal, Segment
-from sp2dpo_ray.annotate.limiter import limiter_of
+from sp2dpo_ray.annotate.journal import Entry, Journal
 from sp2dpo_ray.annotate.place import Place
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.config import DecodingSection, TeacherSection
@@ -27,7 +25,6 @@ from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.prompts import Message
 from sp2dpo_ray.errors import Stopped, TeacherStopped
 from sp2dpo_ray.teachers.base import Reply, identity
-from sp2dpo_ray.teachers.catalogue import make_teacher
 
 PROTOCOL_VERSION = 1
 ENDED = frozenset({Outcome.AUTH, Outcome.NOT_ATTEMPTED, Outcome.BUDGET_STOP})
@@ -89,11 +86,14 @@ def ask(
     questions: Sequence[Question],
     *,
     offline: bool = False,
+    announce: Callable[[int, float | None], None] = lambda calls, usd: None,
     advance: Callable[[int, str], None] = lambda steps, note: None,
 ) -> tuple[list[Verdict], int]:
     """The verdict on each question, in their order, and how many calls were made for them.
 
-    offline: ask nothing; what is not on record is a verdict `not_attempted`. Raises TeacherStopped
+    offline: ask nothing; what is not on record is a verdict `not_attempted`. announce: is told
+    before the first call how many there will be and what they cost at most, in USD, None where no
+    price is known. Raises TeacherStopped
     when the judge refuses us or keeps failing, Stopped when the budget is used up.
     """
     journal = Journal(judge.place, judge.section.name)
@@ -102,6 +102,7 @@ def ask(
     todo = {k: q for k, q in zip(keys, questions, strict=True) if k not in known}
     advance(len(keys) - len(todo), "on record")
     if todo and not offline:
+        announce(len(todo), worst_of(judge, list(todo.values())))
         desk = open_desk(judge.place, judge.budget, spent, judge.decoding.timeout_s + 60)
         asyncio.run(_ask_all(judge, todo, desk, advance))
         later, _ = _recorded(Journal(judge.place, judge.section.name))
@@ -109,6 +110,16 @@ def ask(
     missing = Verdict(str(Outcome.NOT_ATTEMPTED), detail="nothing on record")
     made = 0 if offline else sum(key in known for key in todo)
     return [known.get(key, missing) for key in keys], made
+
+
+def worst_of(judge: Judge, questions: Sequence[Question]) -> float | None:
+    """What these calls cost at most, in USD: Eq. 60 with a judge in the annotators' place, every
+    prompt at a token a byte and every answer as long as it may be; None without a price."""
+    price = price_of(judge.section)
+    if price is None:
+        return None
+    cap = judge.decoding.max_output_tokens
+    return sum(price.worst(question.messages, cap) for question in questions)
 
 
 def _recorded(journal: Journal) -> tuple[dict[str, Verdict], float]:
@@ -135,17 +146,10 @@ async def _ask_all(
     judge: Judge, todo: dict[str, Question], desk: Any, advance: Callable[[int, str], None]
 ) -> None:
     section = judge.section
-    chair = Chair(
-        section,
-        judge.decoding,
-        make_teacher(section, judge.decoding),
-        Segment(judge.place, section.name),
-        Gate(limiter_of(section), lambda: limiter_of(section, replaces=True)),
-        Purse(desk if section.price.known else None),
-        in_flight=section.limits.in_flight,
-        max_failures=judge.max_failures,
-        max_pause_s=judge.max_pause_s,
-    )
+    chair = chair_of(
+        section, judge.decoding, judge.place, desk, in_flight=section.limits.in_flight,
+        max_failures=judge.max_failures, max_pause_s=judge.max_pause_s,
+    )  # fmt: skip
     calls = [
         Call(key, q.item, section.name, q.kind, Pair(q.item, [], "", ""), q.messages)
         for key, q in todo.items()

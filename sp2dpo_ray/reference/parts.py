@@ -1,17 +1,23 @@
-"""Blocks of the reference that are done, kept until the whole is published.
+"""Blocks through a pool of actors that hold a model; what is done is kept until the whole is
+published.
 
-In: finished blocks. Out: the same after an interruption. Invariant: a part is whole or not there,
-and belongs to one reference: the folder's name is its key.
+In: blocks of rows with a `prompt_id`. Out: what the actors make of them, after an interruption too.
+Invariant: a part is whole or not there, and belongs to one computation: its folder's name is the
+key.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
+from ray.data import ActorPoolStrategy
 
 from sp2dpo_ray.core.hashing import sha256_hex
 
@@ -35,3 +41,38 @@ class Parts:
 
     def discard(self) -> None:
         shutil.rmtree(self._folder)
+
+
+def through_actors(
+    blocks: list[pa.Table],
+    actor: type,
+    spec: Any,
+    parts: Parts,
+    *,
+    actors: int,
+    gpus_per_actor: float,
+    progress: Callable[[int, str], None],
+) -> list[pa.Table]:
+    """What `actor(spec)` makes of each block that the parts do not hold yet; each is kept there.
+
+    Blocks are cut by the caller and not by Ray tasks: actors may hold every core of a small
+    cluster, and a task would then wait for them for ever. progress(rows, note) is told as blocks
+    are done.
+    """
+    if not blocks:
+        return []
+    rows = ray.data.from_arrow(blocks).map_batches(
+        actor,
+        fn_constructor_args=(spec,),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        num_gpus=gpus_per_actor,
+        compute=ActorPoolStrategy(size=min(actors, len(blocks))),
+    )
+    done = []
+    for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+        parts.keep(block)
+        done.append(block)
+        progress(block.num_rows, "")
+    return done

@@ -14,16 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import torch
-from ray.data import ActorPoolStrategy
 
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
 from sp2dpo_ray.modeling.encode import EncodedPair, Encoding, encode_pairs
 from sp2dpo_ray.modeling.forward import check_forward, response_logps
 from sp2dpo_ray.modeling.layout import PLAIN, collate, plan_batches
 from sp2dpo_ray.modeling.student import QUANTIZED, StudentRef, load_model, load_tokenizer
-from sp2dpo_ray.reference.parts import Parts
+from sp2dpo_ray.reference.parts import Parts, through_actors
 
 PAIRS_PER_BLOCK = 64
 REFERENCE_SCHEMA = pa.schema(
@@ -121,27 +119,15 @@ def reference_logps(
     open_blocks = [
         block for block in _blocks(pairs) if not known.issuperset(block["prompt_id"].to_pylist())
     ]
-    if open_blocks:
-        rows = ray.data.from_arrow(open_blocks).map_batches(
-            ReferenceActor,
-            fn_constructor_args=(spec,),
-            batch_size=PAIRS_PER_BLOCK,
-            batch_format="pyarrow",
-            num_cpus=1,
-            num_gpus=spec.gpus_per_actor,
-            compute=ActorPoolStrategy(size=min(spec.actors, len(open_blocks))),
-        )
-        for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-            parts.keep(block)
-            done.append(block)
-            progress(block.num_rows, "")
+    done += through_actors(
+        open_blocks, ReferenceActor, spec, parts,
+        actors=spec.actors, gpus_per_actor=spec.gpus_per_actor, progress=progress,
+    )  # fmt: skip
     return pa.concat_tables(done).sort_by("prompt_id").combine_chunks()
 
 
 def _blocks(pairs: pa.Table) -> list[pa.Table]:
-    """Blocks of like length: less padding, and blocks of like cost. Cut here rather than by Ray
-    tasks: actors may hold every core of a small cluster, and a task would then wait for them for
-    ever."""
+    """Blocks of like length: less padding, and blocks of like cost."""
     size = pc.add(pc.utf8_length(pairs["chosen"]), pc.utf8_length(pairs["rejected"]))
     order = pc.sort_indices(
         pa.table({"size": size, "prompt_id": pairs["prompt_id"]}),

@@ -145,6 +145,20 @@ def betas_by_arm(betas: dict[str, list[float]]) -> str:
     return _html(figure, "betas-by-arm")
 
 
+def judged_gain(rows: list[dict]) -> str:
+    """Length-controlled win rate of each student less that of the best global beta, in points: the
+    paper's Figure 2."""
+    rate = {row["model"]: row["figures"]["length_controlled_winrate"] for row in rows}
+    base = rate[rows[0]["baseline"]]
+    models = [name for name in rate if name != rows[0]["baseline"]]
+    gains = [rate[name] - base for name in models]
+    colours = [COLOURS[2] if gain > 0 else COLOURS[1] for gain in gains]
+    figure = go.Figure(go.Bar(x=gains, y=models, orientation="h", marker_color=colours))
+    figure.update_xaxes(title=f"length-controlled win rate less that of {rows[0]['baseline']}")
+    figure.update_yaxes(autorange="reversed")
+    return _html(figure, "judged-gain")
+
+
 def accuracy_by_category(scores: dict[str, dict[str, dict[str, float]]]) -> str:
     """Held-out accuracy by category: scores[arm][category]."""
     figure = go.Figure()

@@ -28,8 +28,8 @@ PAIRS_SHOWN = 24  # of each kind
 class PageData:
     """Everything that the page shows; what a run lacks is empty.
 
-    betas: of each arm, the quantiles at 5, 25, 50, 75 and 95 %. schedule: all columns of
-    `load_schedule`. figures: the content of `diagnostics.json`.
+    judged: rows of AlpacaEval 2. betas: of each arm, the quantiles at 5, 25, 50, 75 and 95 %.
+    schedule: all columns of `load_schedule`. figures: the content of `diagnostics.json`.
     """
 
     lambda_record: dict[str, Any]
@@ -40,6 +40,7 @@ class PageData:
     pairs: dict[str, Pair]
     arms: list[dict[str, Any]]
     curves: dict[str, list[dict[str, float]]]
+    judged: list[dict[str, Any]]
     betas: dict[str, list[float]]
     by_category: dict[str, dict[str, dict[str, float]]]
     without_model: list[str]
@@ -67,6 +68,8 @@ def render(data: PageData) -> str:
         charts["margin"] = figures.training_curves(
             data.curves, "logratio/margins", "margin in nats, not scaled by beta"
         )
+    if data.judged:
+        charts["judged"] = figures.judged_gain(data.judged)
     return template.render(
         data=data,
         charts=charts,

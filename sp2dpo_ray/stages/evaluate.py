@@ -183,8 +183,14 @@ def _ask(
 ) -> tuple[list[Verdict], int]:
     if judge is None:
         return [], 0
-    with bar(f"evaluate {entry.model} {entry.benchmark}: judgements", len(questions)) as advance:
-        return ask(judge, questions, offline=run.offline, advance=advance)
+    title = f"evaluate {entry.model} {entry.benchmark}"
+
+    def announce(calls: int, usd: float | None) -> None:
+        money = "" if usd is None else f", at most {usd:,.2f} USD (Eq. 60)"
+        say(f"{title}: {calls:,} of {len(questions):,} judgements are to be asked{money}")
+
+    with bar(f"{title}: judgements", len(questions)) as advance:
+        return ask(judge, questions, offline=run.offline, announce=announce, advance=advance)
 
 
 def _content(

@@ -57,6 +57,7 @@ def report(run: Run) -> Summary:
         pairs={pair.prompt_id: pair for pair in pairs_from(pq.read_table(run.pairs_file(TRAIN)))},
         arms=rows,
         curves={name: _metrics(run, name) for name in trained},
+        judged=judged,
         betas={name: _betas(run, name) for name in trained},
         by_category={name: s["eval"].get("by_category", {}) for name, s in trained.items()},
         without_model=[t.name for t in config.teachers if not t.is_model],

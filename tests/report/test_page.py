@@ -59,6 +59,34 @@ def page_data(rows: list[dict[str, Any]] | None = None, **changes: Any) -> PageD
         },
         "arms": arms,
         "curves": {row["arm"]: [step, step | {"step": 2}] for row in arms},
+        "judged": [
+            {
+                "model": HOSTILE,
+                "baseline": "dpo:0.1",
+                "items_compared": 12,
+                "verdict": "worse",
+                "gain": {"mean": -0.1, "low": -0.2, "high": -0.01},
+                "figures": {
+                    "length_controlled_winrate": 7.5,
+                    "win_rate": 20.0,
+                    "standard_error": 1.0,
+                    "avg_length": 900.0,
+                },
+            },
+            {
+                "model": "dpo:0.1",
+                "baseline": "dpo:0.1",
+                "items_compared": 12,
+                "verdict": "baseline",
+                "gain": None,
+                "figures": {
+                    "length_controlled_winrate": 8.5,
+                    "win_rate": 21.0,
+                    "standard_error": 1.0,
+                    "avg_length": 950.0,
+                },
+            },
+        ],
         "betas": {row["arm"]: [0.03, 0.08, 0.1, 0.2, 0.3] for row in arms},
         "by_category": {row["arm"]: {"Safety": {"accuracy": 0.5, "pairs": 3}} for row in arms},
         "without_model": ["qwen"],
@@ -142,7 +170,7 @@ def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     dom, said = open_in_browser(page, tmp_path)
     assert "CONSOLE" not in said, said
     charts = re.findall(r'<div id="([\w-]+)" class="plotly-graph-div[^"]*js-plotly-plot', dom)
-    assert len(charts) == 8
+    assert len(charts) == 9
     assert dom.count('class="main-svg"') >= 7
     title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
     assert title is not None
