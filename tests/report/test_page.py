@@ -61,7 +61,7 @@ def page_data(rows: list[dict[str, Any]] | None = None, **changes: Any) -> PageD
         "curves": {row["arm"]: [step, step | {"step": 2}] for row in arms},
         "judged": [
             {
-                "model": HOSTILE,
+                "model": "base",
                 "baseline": "dpo:0.1",
                 "items_compared": 12,
                 "verdict": "worse",
