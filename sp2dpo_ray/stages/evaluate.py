@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sp2dpo_ray.annotate.place import find_place
 from sp2dpo_ray.config.evaluate import shared_with
@@ -21,12 +19,11 @@ from sp2dpo_ray.console import bar, say
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import MANIFEST, Draft, open_artifact, write_atomically
 from sp2dpo_ray.core.files import COMPARISON, COMPARISON_TEXT, ITEMS, OUTPUTS, RESULT
-from sp2dpo_ray.core.halves import tuning_half
 from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
 from sp2dpo_ray.errors import ConfigError, DataError
-from sp2dpo_ray.evaluate.compare import gain_on, interval, verdict
 from sp2dpo_ray.evaluate.items import Answers, Item, Result, read_lines
 from sp2dpo_ray.evaluate.judging import Judge, Question, Verdict, ask, outcomes_of
+from sp2dpo_ray.evaluate.standings import markdown, standings
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.benchmarks import BENCHMARKS
 from sp2dpo_ray.stages.generate import BASE, is_generated, models_of, outputs_folder
@@ -59,7 +56,7 @@ def evaluate(run: Run) -> Summary:
     if not results:
         raise DataError("nothing to evaluate: no answers are there; run: sp2dpo generate")
     rows = _compare(run, list(section.benchmarks))
-    text = _markdown(rows, shared)
+    text = markdown(rows, shared)
     write_atomically(run.path("eval", COMPARISON), json.dumps(rows, indent=2) + "\n")
     write_atomically(run.path("eval", COMPARISON_TEXT), text)
     return {
@@ -221,41 +218,16 @@ def _content(
 
 
 def _compare(run: Run, benchmarks: list[str]) -> list[dict[str, Any]]:
-    """Each student's figures, and its gain on the best global beta, item by item; the beta is
-    chosen on one half of the items, and the gain is of the other."""
+    """The standings of every benchmark, from the published scores."""
     rows = []
     for name in benchmarks:
         results = {}
         for entry in _entries(run, name):
             open_artifact(entry.folder)
             results[entry.model] = json.loads((entry.folder / RESULT).read_text(encoding="utf-8"))
-        if not results:
-            continue
-        ids = [
-            item for item in next(iter(results.values()))["values"]
-            if all(result["values"].get(item) is not None for result in results.values())
-        ]  # fmt: skip
-        values = {m: np.array([r["values"][i] for i in ids]) for m, r in results.items()}
-        half = tuning_half(ids)
-        tuned = [m for m in results if m != BASE and _is_global(m)]
-        baseline = max(tuned or list(results)[:1], key=lambda m: float(values[m][half].mean()))
-        for model, result in results.items():
-            mine = values[model][None, ~half]
-            gain = None if model == baseline else gain_on(values[baseline][None, ~half], mine)
-            rows.append(
-                {
-                    "benchmark": name,
-                    "model": model,
-                    "headline": BENCHMARKS[name].headline,
-                    "figures": result["figures"],
-                    "notes": result["notes"],
-                    "baseline": baseline,
-                    "items_compared": int((~half).sum()),
-                    "value": asdict(interval(mine)) if mine.size else None,
-                    "gain": asdict(gain) if gain else None,
-                    "verdict": verdict(gain),
-                }
-            )
+        if results:
+            tuned = [model for model in results if model != BASE and _is_global(model)]
+            rows += standings(name, BENCHMARKS[name].headline, results, tuned)
     return rows
 
 
@@ -264,30 +236,3 @@ def _is_global(name: str) -> bool:
         return parse_arm(name).is_global
     except ConfigError:
         return False  # outputs from elsewhere
-
-
-def _markdown(rows: list[dict[str, Any]], shared: list[str]) -> str:
-    lines = []
-    if shared:
-        lines += [f"The judge is of the family of teachers {', '.join(shared)}: it may prefer "
-                  "students of its own panel.", ""]  # fmt: skip
-    for name in dict.fromkeys(row["benchmark"] for row in rows):
-        here = [row for row in rows if row["benchmark"] == name]
-        figures = [key for key in here[0]["figures"] if not key.startswith(("share ", "score_"))]
-        lines += [
-            f"### {name}",
-            "",
-            f"Gains on {here[0]['baseline']}, item by item, on {here[0]['items_compared']} items.",
-            "",
-            f"| student | {' | '.join(figures)} | gain | verdict | left out |",
-            "|---" * (len(figures) + 4) + "|",
-        ]
-        for row in here:
-            told = " | ".join(f"{row['figures'][key]:.2f}" for key in figures)
-            gain = row["gain"]
-            change = "" if gain is None else (
-                f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})")  # fmt: skip
-            left = sum(row["notes"].get(key, 0) for key in ("not_answered", "not_read"))
-            lines.append(f"| {row['model']} | {told} | {change} | {row['verdict']} | {left} |")
-        lines.append("")
-    return "\n".join(lines)
