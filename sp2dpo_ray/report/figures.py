@@ -17,6 +17,9 @@ from sp2dpo_ray.core.taxonomy import CATEGORIES
 
 INK = "#8a8f98"  # readable on light and dark ground
 COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#f58518", "#72b7b2", "#b279a2")
+HEIGHT = 340  # pixels
+LONGEST_NAME = 24  # letters of an arm in a legend
+PER_ARM = 26  # of a figure with a line an arm
 ARM_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#72b7b2", "#9d755d")
 
 
@@ -101,13 +104,13 @@ def training_curves(curves: dict[str, list[dict[str, float]]], metric: str, titl
                 x=[row["step"] for row in rows],
                 y=[row[metric] for row in rows],
                 mode="lines+markers",
-                name=arm,
+                name=_short(arm),
                 line={"color": ARM_COLOURS[i % len(ARM_COLOURS)]},
             )
         )
     figure.update_xaxes(title="step")
     figure.update_yaxes(title=title)
-    return _html(figure, "curve-" + metric.replace("/", "-"))
+    return _html(figure, "curve-" + metric.replace("/", "-"), HEIGHT + 8 * len(curves))
 
 
 def accuracy_by_arm(rows: list[dict]) -> str:
@@ -126,9 +129,9 @@ def accuracy_by_arm(rows: list[dict]) -> str:
             marker={"size": 11, "color": COLOURS[0]},
         )
     )
-    figure.update_xaxes(title="held-out preference accuracy")
+    figure.update_xaxes(title="accuracy")
     figure.update_yaxes(autorange="reversed")
-    return _html(figure, "accuracy-by-arm")
+    return _html(figure, "accuracy-by-arm", max(HEIGHT, 110 + PER_ARM * len(rows)))
 
 
 def betas_by_arm(betas: dict[str, list[float]]) -> str:
@@ -142,7 +145,7 @@ def betas_by_arm(betas: dict[str, list[float]]) -> str:
     )  # fmt: skip
     figure.update_xaxes(title="beta in training", type="log")
     figure.update_yaxes(autorange="reversed")
-    return _html(figure, "betas-by-arm")
+    return _html(figure, "betas-by-arm", max(HEIGHT, 110 + PER_ARM * len(betas)))
 
 
 def judged_gain(rows: list[dict]) -> str:
@@ -170,24 +173,30 @@ def accuracy_by_category(scores: dict[str, dict[str, dict[str, float]]]) -> str:
             go.Bar(
                 x=[f"{name} ({groups[name]['pairs']})" for name in order if name in groups],
                 y=[groups[name]["accuracy"] for name in order if name in groups],
-                name=arm,
+                name=_short(arm),
                 marker_color=ARM_COLOURS[i % len(ARM_COLOURS)],
             )
         )
     figure.update_layout(barmode="group")
     figure.update_yaxes(title="accuracy", range=[0, 1])
-    return _html(figure, "accuracy-by-category")
+    return _html(figure, "accuracy-by-category", HEIGHT + 8 * len(scores))
 
 
-def _html(figure: go.Figure, name: str) -> str:
+def _short(arm: str) -> str:
+    """A name that a legend has room for."""
+    return arm if len(arm) <= LONGEST_NAME else arm[: LONGEST_NAME - 1] + "\u2026"
+
+
+def _html(figure: go.Figure, name: str, height: int = HEIGHT) -> str:
     figure.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "family": "system-ui, sans-serif", "size": 13},
         margin={"l": 70, "r": 20, "t": 10, "b": 60},
-        height=340,
-        legend={"orientation": "h", "y": 1.12},
+        height=height,
+        # above the axes, whatever room it takes: names of arms may be long
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     )
     figure.update_xaxes(gridcolor="rgba(138,143,152,.25)", zeroline=False, automargin=True)
     figure.update_yaxes(gridcolor="rgba(138,143,152,.25)", zeroline=False, automargin=True)

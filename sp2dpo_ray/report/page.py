@@ -65,9 +65,7 @@ def render(data: PageData) -> str:
         charts["by_category"] = figures.accuracy_by_category(data.by_category)
         charts["betas"] = figures.betas_by_arm(data.betas)
         charts["loss"] = figures.training_curves(data.curves, "loss", "loss")
-        charts["margin"] = figures.training_curves(
-            data.curves, "logratio/margins", "margin in nats, not scaled by beta"
-        )
+        charts["margin"] = figures.training_curves(data.curves, "logratio/margins", "margin, nats")
     if data.judged:
         charts["judged"] = figures.judged_gain(data.judged)
     return template.render(
