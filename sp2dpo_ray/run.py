@@ -106,6 +106,18 @@ class Run:
         write_atomically(self.path("lambda.json"), json.dumps(content, indent=2, sort_keys=True))
 
     @contextmanager
+    def alone(self, *names: str) -> Iterator[None]:
+        """Wait until no other process of this run does what these names stand for.
+
+        For what several trials of a sweep may want made at once: the second finds it done.
+        """
+        path = self.path(*names[:-1], f".{names[-1]}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run folder for one command; a second command on it is refused at once."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,11 @@ def difficulties(run: Run, ids: list[str]) -> Floats:
 
 def _probe(run: Run, name: str, ids: list[str], seen: Floats, beta: float, seed: int) -> Floats:
     """The margin of every pair under a student trained on those at `seen`; (N,)."""
+    with run.alone("probes", name):  # arms of a sweep may ask for it at once
+        return _made(run, name, ids, seen, beta, seed)
+
+
+def _made(run: Run, name: str, ids: list[str], seen: Floats, beta: float, seed: int) -> Floats:
     arm = parse_arm(f"dpo:{beta}@{seed}")
     folder = run.path("probes", name)
     inputs = {

@@ -7,10 +7,7 @@ the held-out pairs, which knows no beta and is never reported.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -100,7 +97,7 @@ def _try(run: Run, values: dict[str, Any], tell: Tell, looks: int) -> float:
             tell(row["step"], row["held_out/accuracy"])
 
     # two points may be one arm, where what differs is not read: the second waits and finds it done
-    with _alone(run, name):
+    with run.alone(RECORDS, folder_of(run, name).name):
         train(run, name, eval_steps=looks, on_row=on_row)
     table = pq.read_table(folder_of(run, name) / EVAL_PAIRS, columns=["prompt_id", "margin"])
     half = tuning_half(table["prompt_id"].to_pylist())
@@ -110,15 +107,6 @@ def _try(run: Run, values: dict[str, Any], tell: Tell, looks: int) -> float:
             "data.eval_fraction or name data.eval_source"
         )
     return float(accuracy_of(table["margin"].to_numpy()[half]).mean())
-
-
-@contextmanager
-def _alone(run: Run, name: str) -> Iterator[None]:
-    path = run.path(RECORDS, folder_of(run, name).name + ".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _key(run: Run, section: SearchSection) -> str:

@@ -90,7 +90,7 @@ def test_selections_share_their_probes_and_train_on_what_they_kept(
     known = Known(run)
     half = train(run, "dpo:0.1/dual-margin:0.5")
     assert half["pairs"] == round(0.5 * len(known.ids))
-    (probe,) = run.path("probes").iterdir()
+    (probe,) = run.path("probes").glob("[!.]*")
     made = (probe / "manifest.json").stat().st_mtime_ns
     assert not (probe / "merged").exists()
     rank = fused(known.margin(), known.implicit())
@@ -127,7 +127,7 @@ def test_difficulty_is_of_students_that_did_not_see_the_pair(
     found = known.difficulty()
     assert np.isfinite(found).all()
     expected = np.zeros(len(known.ids))
-    probes = sorted(run.path("probes").iterdir())
+    probes = sorted(run.path("probes").glob("[!.]*"))
     assert len(probes) == 6
     for probe in probes:
         seen = set(pq.read_table(probe / "betas.parquet")["prompt_id"].to_pylist())
