@@ -20,6 +20,11 @@ JUDGED: tuple[Benchmark, ...] = ("alpaca_eval", "mt_bench", "arena_hard")
 class GenerateSection(Section):
     """How students answer; equal for all that are compared."""
 
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """`vllm`: through Ray Data, on GPUs; its answers may differ in the last bits from the other's,
+    so one engine must answer for all that are compared."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that share one model; of `vllm`."""
     max_new_tokens: int = Field(2048, ge=1)
     temperature: float = Field(0.0, ge=0)
     """0 takes the likeliest token each time."""

@@ -1,4 +1,4 @@
-"""A student's answers to a benchmark's questions, on Ray Data with transformers.
+"""A student's answers to a benchmark's questions, on Ray Data with transformers (or vLLM).
 
 In: items, a model. Out: one row an item: answers, tokens, how each ended. Invariant: greedy, or
 drawn from a seed of the question's own, so neither batches nor workers change which random numbers
@@ -17,6 +17,7 @@ import torch
 from sp2dpo_ray.config.evaluate import GenerateSection
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.evaluate.items import Item
+from sp2dpo_ray.evaluate.vllm_engine import LENGTH, STOP, answer_with_vllm, check_vllm
 from sp2dpo_ray.modeling.student import StudentRef, load_model, load_tokenizer
 from sp2dpo_ray.reference.parts import Parts, through_actors
 
@@ -31,7 +32,6 @@ SCHEMA = pa.schema(
 QUESTIONS = pa.schema(
     [("prompt_id", pa.string()), ("turns", pa.list_(pa.string())), ("system", pa.string())]
 )
-STOP, LENGTH = "stop", "length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,13 @@ def generate(
     blocks = [
         pa.Table.from_pylist(rows[i : i + size], QUESTIONS) for i in range(0, len(rows), size)
     ]
+    if spec.options.engine == "vllm" and left:
+        check_vllm()
+        done += answer_with_vllm(
+            left, spec.student.model, spec.precision, spec.options, spec.actors, parts, SCHEMA,
+            progress=progress,
+        )  # fmt: skip
+        blocks = []
     done += through_actors(
         blocks, GenerateActor, spec, parts,
         actors=spec.actors, gpus_per_actor=spec.gpus_per_actor, progress=progress,

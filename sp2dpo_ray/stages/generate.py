@@ -17,9 +17,10 @@ from sp2dpo_ray.core.artifact import Draft, read_manifest
 from sp2dpo_ray.core.files import MERGED, OUTPUTS
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.errors import ConfigError
-from sp2dpo_ray.evaluate.generation import LENGTH, GenerateSpec
+from sp2dpo_ray.evaluate.generation import GenerateSpec
 from sp2dpo_ray.evaluate.generation import generate as answer
 from sp2dpo_ray.evaluate.items import Item
+from sp2dpo_ray.evaluate.vllm_engine import LENGTH
 from sp2dpo_ray.modeling.student import StudentRef, find_student
 from sp2dpo_ray.reference.parts import Parts
 from sp2dpo_ray.run import Run, Summary
@@ -71,7 +72,7 @@ def _generate(run: Run, model: str, benchmark: str) -> Summary:
     asked = sha256_hex([[item.id, list(item.turns), item.system] for item in items])
     settings = {
         "questions": asked,
-        "decoding": config.generate.model_dump(mode="json", exclude={"rows"}),
+        "decoding": config.generate.model_dump(mode="json", exclude={"rows", "tensor_parallel"}),
         "precision": config.train.precision,
     }
     provenance = run.provenance("generate", settings, inputs)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,43 @@ def test_arena_hard_compares_students_item_by_item(
 
 
 @pytest.mark.slow
+def test_an_arm_goes_all_the_way_to_the_page(
+    ray_cluster: None, demo_config: Path, tmp_path: Path
+) -> None:
+    """Generate, judge on this machine, score, page and the table in the paper's form."""
+    count = 12
+    section = {
+        "benchmarks": ["alpaca_eval"],
+        "alpaca_eval": {
+            "reference": str(write(tmp_path / "reference.json", outputs("reference", count))),
+            "gamed": str(gamed(tmp_path, count)),
+        },
+    }
+    with judge_server() as server:
+        section["judge"] = {"name": "judge", "provider": "openai", "model": "gpt-4-1106-preview",
+                            "base_url": server.url}  # fmt: skip
+        run = Run(load_config(str(demo_config), (
+            f"evaluate={json.dumps(section)}", "generate.max_new_tokens=8",
+            "sweep.arms=['dpo:0.1', jmamp]", "train.workers=1")))  # fmt: skip
+        run.write_lambda()
+        for stage in ("prepare", "student", "annotate", "schedule", "reference", "sweep",
+                      "generate", "evaluate"):  # fmt: skip
+            summary = STAGES[stage](run)
+        assert len(server.bodies) <= 3 * count  # equal answers are asked about once
+    assert {row["model"] for row in summary["table"]} == {"base", "dpo:0.1", "jmamp"}
+    page = STAGES["report"](run)
+    html = Path(page["page"]).read_text()
+    assert '<h2 id="judged">AlpacaEval 2</h2>' in html
+    lines = Path(page["table"]).read_text().splitlines()
+    assert lines[0] == "| Meth. | Cfg | LC | WR | held-out accuracy, % | held-out margin, nats |"
+    assert [line.split("|")[1:3] for line in lines[2:]] == [
+        [" Base ", " \u2013 "], [" DPO ", " β=0.1 "], [" SP2DPO ", " JMAMP "]
+    ]  # fmt: skip
+    rate = {row["model"]: row["figures"]["length_controlled_winrate"] for row in summary["table"]}
+    assert f"{rate['jmamp']:.2f}" in lines[4]
+
+
+@pytest.mark.slow
 def test_students_answer_and_are_scored_without_a_judge(
     ray_cluster: None, demo_config: Path, tmp_path: Path
 ) -> None:
@@ -314,6 +352,11 @@ def test_students_answer_and_are_scored_without_a_judge(
     summary = evaluated(run)
     assert (summary["scored"], summary["calls_made"]) == (2, 0)
     assert {row["model"] for row in summary["table"]} == {"base", "dpo:0.1"}
+    if find_spec("vllm") is None:
+        engine = run.config.model_validate(run.config.resolved | {
+            "generate": run.config.resolved["generate"] | {"engine": "vllm"}})  # fmt: skip
+        with pytest.raises(ConfigError, match=r"vllm is not installed.*pip install 'ray\[llm\]'"):
+            STAGES["generate"](Run(engine))
     # batches of another size give the same greedy answers
     other = run.config.model_validate(run.config.resolved | {
         "generate": {"max_new_tokens": 12, "rows": 1},
