@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 
 import psutil
 
@@ -16,6 +20,22 @@ def kill_tree(pid: int) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
     psutil.wait_procs(family, timeout=20)
+
+
+def kill_when(ready: Callable[[], object], command: list[str], within_s: float) -> None:
+    """Start `python -m sp2dpo_ray <command>` and SIGKILL it with all of its Ray once ready() is
+    true."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sp2dpo_ray", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + within_s
+    while not ready() and time.monotonic() < deadline:
+        assert process.poll() is None, f"{command[0]} ended before it could be killed"
+        time.sleep(0.02)
+    kill_tree(process.pid)
+    process.wait()
 
 
 def hears_interrupts() -> None:

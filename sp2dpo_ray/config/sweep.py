@@ -14,8 +14,10 @@ from pydantic import Field, PositiveInt, model_validator
 from sp2dpo_ray.config.panel import Section
 from sp2dpo_ray.config.schedule import OF_SHAPE
 from sp2dpo_ray.core.derived import MAP_KEYS
+from sp2dpo_ray.core.schedule.estimators import PRESETS
 
 Value = float | int | str
+JOINT = frozenset(row.name for row in PRESETS.values() if row.joint)
 
 
 class RangeSection(Section):
@@ -77,6 +79,16 @@ class SearchSection(Section):
                     )
         if "damping_lambda" in self.space and set(self.choices("damping")) <= {"none"}:
             raise ValueError("space: damping_lambda needs damping: {choices: [none, exp]}")
+        joint = [name for name in self.choices("estimator") if name in JOINT]
+        if joint and set(self.choices("damping")) - {"none"}:
+            raise ValueError(
+                f"space: estimators {joint} use all calls at once and know no damping; search them "
+                "apart"
+            )
+        low, high = self.space.get("beta_min"), self.space.get("beta_max")
+        ranges = isinstance(low, RangeSection) and isinstance(high, RangeSection)
+        if ranges and low.high > high.low:  # type: ignore[union-attr]
+            raise ValueError("space: beta_min must end where beta_max begins, or below")
         return self
 
     def choices(self, key: str) -> tuple[Value, ...]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
 from sp2dpo_ray.core.prompts import Message
@@ -127,9 +128,7 @@ def figures(rows: Sequence[Row], gamed: Path | None) -> dict[str, float]:
             controlled: dict[str, float] = metrics.get_length_controlled_winrate(
                 table.copy(), save_weights_dir=None, is_warn_extreme_changes=False
             )
-        except Exception as error:
-            if gamed is not None or "Hub" not in f"{type(error).__mro__}{error}":
-                raise
+        except LocalEntryNotFoundError as error:  # neither reached nor cached
             raise ConfigError(
                 f"the Hugging Face hub did not give {GAMED} of tatsu-lab/alpaca_eval "
                 f"({type(error).__name__}); name a local copy in evaluate.alpaca_eval.gamed"

@@ -7,7 +7,7 @@ the prompts and the rows report the other; intervals hold for other seeds and ot
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -16,16 +16,15 @@ from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.halves import tuning_half
 from sp2dpo_ray.evaluate.compare import Interval, gain_on, interval, verdict
 from sp2dpo_ray.lab.launch import Trials
-from sp2dpo_ray.lab.trial import Measured
+from sp2dpo_ray.lab.trial import Means, Measured
 from sp2dpo_ray.lab.world import Floats
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """An arm in a world. won: true win rate against the student before training; controlled: the
-    same as it would be at equal lengths; gain: of `won`, on the tuned global beta. The others are
-    means over seeds: worth, share of responses with a forbidden token, tokens, accuracy on held-out
-    pairs by their labels and by the truth."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row(Means):
+    """An arm in a world, its means being over seeds. won: true win rate against the student before
+    training; controlled: the same as it would be at equal lengths; gain: of `won`, on the tuned
+    global beta."""
 
     world: str
     arm: str
@@ -34,13 +33,6 @@ class Row:
     controlled: Interval
     gain: Interval | None
     verdict: str
-    worth: float
-    forbidden: float
-    length: float
-    labelled: float
-    true: float
-    mean_beta: float
-    seconds: float
 
 
 def rows_of(trials: Trials) -> list[Row]:
@@ -59,14 +51,13 @@ def _of_world(world: str, by_seed: dict[int, dict[str, Measured]]) -> Iterable[R
         values, found = won[name][:, ~half], of_arm[name]
         gain = None if name == baseline else gain_on(won[baseline][:, ~half], values)
         means = {
-            figure: float(np.mean([getattr(each, figure) for each in found]))
-            for figure in ("worth", "forbidden", "length", "labelled", "true", "mean_beta",
-                           "seconds")
-        }  # fmt: skip
+            figure.name: float(np.mean([getattr(each, figure.name) for each in found]))
+            for figure in fields(Means)
+        }
         controlled = np.array([[_controlled(each, ~half)] for each in found])
         yield Row(
-            world, name, len(found), interval(values), interval(controlled), gain, verdict(gain),
-            **means,
+            world=world, arm=name, seeds=len(found), won=interval(values),
+            controlled=interval(controlled), gain=gain, verdict=verdict(gain), **means,
         )  # fmt: skip
 
 

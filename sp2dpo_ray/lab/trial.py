@@ -36,19 +36,12 @@ TRAINING = TrainSection(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What an arm's student is worth on M held-out prompts.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """Figures of an arm that are told as means: worth of a response, share of responses with a
+    forbidden token, tokens of a response, accuracy on held-out pairs by their labels and by the
+    truth where there is one, beta, seconds."""
 
-    won_M: chance that a response is worth more than one of the student before training, ties half.
-    outcome_MC, longer_MC: sample by sample against the earlier student's sample of the same number:
-    1, 0.5 or 0, and how many tokens longer. labelled, true: accuracy on held-out pairs by their
-    labels, and by the truth where there is one.
-    """
-
-    won_M: Floats
-    outcome_MC: Floats
-    longer_MC: Floats
     worth: float
     forbidden: float
     length: float
@@ -56,6 +49,20 @@ class Measured:
     true: float
     mean_beta: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured(Means):
+    """What an arm's student is worth on M held-out prompts.
+
+    won_M: chance that a response is worth more than one of the student before training, ties half.
+    outcome_MC, longer_MC: sample by sample against the earlier student's sample of the same number:
+    1, 0.5 or 0, and how many tokens longer.
+    """
+
+    won_M: Floats
+    outcome_MC: Floats
+    longer_MC: Floats
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Measured:

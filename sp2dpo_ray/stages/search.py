@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 
 from sp2dpo_ray.config.sweep import SearchSection
 from sp2dpo_ray.console import bar, say
+from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.core.derived import DEFAULT_ESTIMATOR
 from sp2dpo_ray.core.files import EVAL_PAIRS
 from sp2dpo_ray.core.halves import tuning_half
-from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.errors import ConfigError, TrainingError
 from sp2dpo_ray.evaluate.compare import accuracy_of
 from sp2dpo_ray.run import Run
@@ -113,7 +114,8 @@ def _key(run: Run, section: SearchSection) -> str:
     """What trials of one search share; the number of trials is not part of it."""
     inputs = {name: run.path(folder) for name, folder in (("prepare", "pairs"),
               ("student", "student"), ("schedule", "schedule"))}  # fmt: skip
-    what = section.model_dump(mode="json", exclude={"trials"})
-    options = run.config.model_dump(mode="json", include={"train", "student"})
-    options["train"].pop("arm")
-    return sha256_hex([run.provenance("search", what, inputs).key, options])[:16]
+    settings = {
+        "search": section.model_dump(mode="json", exclude={"trials"}),
+        **run.config.training(parse_arm(DEFAULT_ESTIMATOR)),  # as the schedule's own arm trains
+    }
+    return run.provenance("search", settings, inputs).key[:16]

@@ -52,13 +52,14 @@ def sweep(run: Run) -> Summary:
     selection = select(margins, [name for name in margins if parse_arm(name).is_global])
     rows = _rows(run, selection, good)
     inputs = {f"train {name}": run.path("train", parse_arm(name).folder) for name in good}
-    provenance = run.provenance("sweep", {"arms": names}, inputs)
+    record = {
+        "arms": [asdict(outcome) for outcome in outcomes],
+        "search": [asdict(trial) | {"arm": arm_of(trial.values)} for trial in trials],
+    }
+    # further trials are told of, even where the same map stays the best
+    provenance = run.provenance("sweep", {"arms": names, "search": record["search"]}, inputs)
 
     def make(draft: Draft) -> None:
-        record = {
-            "arms": [asdict(outcome) for outcome in outcomes],
-            "search": [asdict(trial) | {"arm": arm_of(trial.values)} for trial in trials],
-        }
         for name, content in ((SWEEP_TRIALS, record), (SWEEP_TABLE, rows)):
             (draft.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (draft.path / SWEEP_TEXT).write_text(_markdown(rows, selection), encoding="utf-8")

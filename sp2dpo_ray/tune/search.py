@@ -21,7 +21,6 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from sp2dpo_ray import errors
 from sp2dpo_ray.config.sweep import ChoiceSection, SearchSection
 from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.tune.trials import (
@@ -30,6 +29,7 @@ from sp2dpo_ray.tune.trials import (
     STOPPED,
     StopsAll,
     attempt,
+    ended,
     fit,
     run_options,
     waiting,
@@ -122,17 +122,17 @@ def run_search(
     work: tries a point, tells (step, objective) on the way, and returns the objective at its end.
     steps: of a whole trial. Raises what a trial raised if it is of a kind that concerns them all.
     """
-    ended, begun = record.read()
-    if (left := section.trials - len(ended)) <= 0:
-        return ended
+    known, begun = record.read()
+    if (left := section.trials - len(known)) <= 0:
+        return known
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = {key: _distribution(part) for key, part in section.space.items()}
     # in the order of their points: the order in which trials ended would tell the sampler nothing
     search = OptunaSearch(
-        space, metric="objective", mode="max", sampler=_sampler(section, len(ended) + len(begun)),
+        space, metric="objective", mode="max", sampler=_sampler(section, len(known) + len(begun)),
         points_to_evaluate=begun[:left] or None,
     )  # fmt: skip
-    for found in sorted(ended, key=lambda each: json.dumps(each.values, sort_keys=True)):
+    for found in sorted(known, key=lambda each: json.dumps(each.values, sort_keys=True)):
         search.add_evaluated_point(found.values, found.objective or 0.0)
 
     def trial(config: Values) -> None:
@@ -159,12 +159,8 @@ def run_search(
         ),
         run_config=run_options(folder, StopsAll(), callbacks=[_Recorder(record, steps)]),
     )
-    for result in fit(tuner, watch):
-        metrics = result.metrics or {}
-        if metrics.get("state") == STOPPED:
-            raise getattr(errors, metrics["kind"])(f"trial {result.config}: {metrics['reason']}")
-        if result.error is not None:
-            raise TrainingError(f"trial {result.config}: {result.error}")
+    for _ in ended(fit(tuner, watch), lambda config: f"trial {config}"):
+        pass  # it is on record; what concerns them all is raised
     return record.read()[0]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,7 @@ def run_trials(
         run_config=run_options(folder, StopsAll()),
     )
     found = {}
-    for result in fit(tuner, watch):
-        metrics = result.metrics or {}
-        if metrics.get("state") == STOPPED:
-            raise getattr(errors, metrics["kind"])(f"arm {metrics['arm']}: {metrics['reason']}")
-        if result.error is not None:
-            raise TrainingError(f"arm {result.config['arm']}: {result.error}")
+    for metrics in ended(fit(tuner, watch), lambda config: f"arm {config['arm']}"):
         if "state" in metrics:
             found[metrics["arm"]] = Outcome(metrics["arm"], metrics["state"], metrics["reason"])
     return [found[arm] for arm in arms if arm in found]
@@ -141,6 +136,22 @@ def fit(tuner: tune.Tuner, watch: Callable[[], None]) -> Any:
     if failures:
         raise failures[0]
     return found[0]
+
+
+def ended(
+    results: Iterable[Any], name: Callable[[dict[str, Any]], str]
+) -> Iterator[dict[str, Any]]:
+    """What each trial reported last; raises what a trial raised if it concerns them all.
+
+    name: what a message calls the trial of a point.
+    """
+    for result in results:
+        metrics = result.metrics or {}
+        if metrics.get("state") == STOPPED:
+            raise getattr(errors, metrics["kind"])(f"{name(result.config)}: {metrics['reason']}")
+        if result.error is not None:
+            raise TrainingError(f"{name(result.config)}: {result.error}")
+        yield metrics
 
 
 def room_for(train: TrainSection, asked: int | None) -> int:

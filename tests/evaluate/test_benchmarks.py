@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,21 @@ def test_prompts_are_filled_in_one_pass(tmp_path: Path) -> None:
         judge_prompt("arena_hard_item", tmp_path)
     for label in arena_hard.VALUES:
         assert f"[[{label}]]" in judge_prompt("arena_hard", None)
+
+
+def test_a_hub_that_cannot_be_reached_says_which_file_to_name() -> None:
+    code = (
+        "from sp2dpo_ray.evaluate.alpaca import figures\n"
+        "row = {'preference': 1.2, 'output_1': 'a', 'output_2': 'b', 'generator_1': 'x', "
+        "'generator_2': 'y'}\n"
+        "figures([row | {'preference': 1 + i / 10} for i in range(9)], None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "name a local copy in evaluate.alpaca_eval.gamed" in done.stderr
 
 
 def test_a_missing_checker_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
 from tests.evaluate.test_benchmarks import SHARED, here
 from tests.judge_server import JudgeServer, judge_server, weighted, worded
-from tests.processes import kill_tree
+from tests.processes import kill_when
 
 pytestmark = pytest.mark.ray
 COUNT = 24
@@ -123,16 +122,8 @@ def test_a_killed_evaluation_repeats_no_recorded_call(
                  "base_url": server.url, "limits": {"in_flight": 2}}  # fmt: skip
         text = json.dumps({"base": False, "arms": [], "judge": judge} | given)
         flags = ["--set", f"evaluate={text}"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sp2dpo_ray", "evaluate", str(demo_config), *flags],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        deadline = time.monotonic() + 90
-        while len(server.bodies) < 8 and time.monotonic() < deadline:
-            assert process.poll() is None
-            time.sleep(0.02)
-        kill_tree(process.pid)
-        process.wait()
+        command = ["evaluate", str(demo_config), *flags]
+        kill_when(lambda: len(server.bodies) >= 8, command, within_s=90)
         run = Run(load_config(str(demo_config), (f"evaluate={text}",)))
         lines = [json.loads(line[: line.rfind(b',"crc"')] + b"}") for path in
                  run.path("eval", "journal").rglob("*.jsonl")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
 from sp2dpo_ray.stages.search import arm_of
 from sp2dpo_ray.tune.search import FINISHED, HALVED, Found, Record, Tell, best_of, run_search
-from tests.processes import kill_tree
+from tests.processes import kill_when
 from tests.train.test_training import prepared
 
 SPACE = "beta_max: {low: 0.1, high: 0.6, log: true}, shape: {choices: [linear, power]}, " \
@@ -47,6 +45,14 @@ def test_a_point_is_an_arm_with_what_it_reads() -> None:
         ("exponent: {low: 1, high: 2}", "exponent belongs to shape power; add"),
         ("damping_lambda: {low: 1, high: 2}", "damping_lambda needs damping"),
         ("shape: {choices: []}", "at least 1 item"),
+        (
+            "estimator: {choices: [jmamp, debiased]}, damping: {choices: [none, exp]}",
+            r"estimators \['debiased'\] use all calls at once and know no damping",
+        ),
+        (
+            "beta_min: {low: 0.01, high: 0.2}, beta_max: {low: 0.1, high: 0.6}",
+            "beta_min must end where beta_max begins",
+        ),
     ],
 )
 def test_a_space_that_cannot_be_is_refused(demo_config: Path, space: str, message: str) -> None:
@@ -84,16 +90,7 @@ def test_a_killed_search_goes_on_and_its_best_stands_in_the_table(
     )
     run = prepared(demo_config, *narrow)
     flags = [part for each in narrow for part in ("--set", each)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sp2dpo_ray", "sweep", str(demo_config), *flags],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 240
-    while not ended(run) and time.monotonic() < deadline:
-        assert process.poll() is None, "the sweep ended before it could be killed"
-        time.sleep(0.05)
-    kill_tree(process.pid)
-    process.wait()
+    kill_when(lambda: ended(run), ["sweep", str(demo_config), *flags], within_s=240)
     before = ended(run)
     assert before
     stamps = finished(run)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from sp2dpo_ray.errors import ConfigError, TrainingError
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
 from sp2dpo_ray.tune.trials import Outcome, room_for, run_trials
-from tests.processes import kill_tree
+from tests.processes import kill_when
 from tests.train.test_training import prepared
 
 pytestmark = pytest.mark.ray
@@ -36,16 +34,7 @@ def sealed(run: Run) -> dict[str, float]:
 def test_a_killed_sweep_repeats_no_finished_arm(ray_cluster: None, demo_config: Path) -> None:
     run = prepared(demo_config, *NARROW)
     flags = [part for each in NARROW for part in ("--set", each)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sp2dpo_ray", "sweep", str(demo_config), *flags],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 180
-    while not sealed(run) and time.monotonic() < deadline:
-        assert process.poll() is None, "the sweep ended before it could be killed"
-        time.sleep(0.02)
-    kill_tree(process.pid)
-    process.wait()
+    kill_when(lambda: sealed(run), ["sweep", str(demo_config), *flags], within_s=180)
     before = sealed(run)
     assert before
     assert not run.path("sweep").exists()
