@@ -20,7 +20,7 @@ import ray
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
-from sp2dpo_ray.annotate.chair import intent_entry, price_of, result_entry
+from sp2dpo_ray.annotate.chair import intent_entry, result_entry
 from sp2dpo_ray.annotate.desk import Teller
 from sp2dpo_ray.annotate.gate import WAIT_FOR_MONEY_S
 from sp2dpo_ray.annotate.journal import Entry, Segment
@@ -99,7 +99,7 @@ class Runner:
         self._decoding = order.spec.decoding
         self._api = make_batch_api(self._section, self._decoding)
         self._segment = Segment(order.spec.place, self._section.name)
-        self._price = price_of(self._section)
+        self._price = self._section.rate
         self._settled: set[str] = set()
         self._on_record = 0
 

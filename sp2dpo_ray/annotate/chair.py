@@ -20,22 +20,12 @@ from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.calls import Call
-from sp2dpo_ray.core.costs import BYTES_PER_TOKEN, Price, text_bytes
+from sp2dpo_ray.core.costs import BYTES_PER_TOKEN, text_bytes
 from sp2dpo_ray.teachers.base import Reply, Teacher
 from sp2dpo_ray.teachers.catalogue import make_teacher
 from sp2dpo_ray.teachers.retry import ask_until_settled
 
 DETAIL_LENGTH = 300
-
-
-def price_of(teacher: TeacherSection) -> Price | None:
-    """The teacher's price, with batch mode's share in it; None where it is not known."""
-    price = teacher.price
-    if price.input is None or price.output is None:
-        return None
-    share = price.batch if teacher.mode == "batch" else 1.0
-    cached = price.input if price.cached_input is None else price.cached_input
-    return Price(price.input * share, price.output * share, cached * share)
 
 
 def intent_entry(call: Call, attempt: int, worst: float) -> Entry:
@@ -87,7 +77,7 @@ class Chair:
         self._segment = segment
         self._gate = gate
         self._purse = purse
-        self._price = price_of(section)
+        self._price = section.rate
         self._slots = asyncio.Semaphore(in_flight)
         self._max_failures = max_failures
         self._max_pause_s = max_pause_s

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sp2dpo_ray.annotate.chair import price_of
 from sp2dpo_ray.annotate.record import Record, Spent
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.annotate.table import pair_chunks
@@ -70,7 +69,7 @@ def _finish(outlook: Outlook, teacher: TeacherSection, known: Spent) -> None:
     outlook.completion_tokens = round(missing * each)
     outlook.spent_usd = known.usd + known.possibly_usd
     usage = Usage(outlook.prompt_tokens, outlook.completion_tokens)
-    price = price_of(teacher)
+    price = teacher.rate
     free = not teacher.external
     outlook.cost_usd = price.cost(usage) if price else (0.0 if free else None)
     if free or not missing:

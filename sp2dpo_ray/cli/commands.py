@@ -28,7 +28,7 @@ from sp2dpo_ray.core.schedule.diff import diff as diff_of
 from sp2dpo_ray.core.schedule.verify import verify as checks_of
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.run import Run, Summary
-from sp2dpo_ray.stages import IMPORT, LAB, STAGES, WHOLE_RUN, Stage, ray_session
+from sp2dpo_ray.stages import IMPORT, LAB, STAGES, TABLES, WHOLE_RUN, Stage, ray_session
 
 MAY_ASK = ("annotate", "evaluate", "run")
 
@@ -49,7 +49,10 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON line.")]
 Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
 Offline = Annotated[
-    bool, typer.Option("--offline", help="Ask no teacher: what is on record must do.")
+    bool,
+    typer.Option(
+        "--offline", "--replay", help="Ask no teacher and no judge: what is on record must do."
+    ),
 ]
 Folder = Annotated[Path, typer.Argument(help="A published artifact, or a run folder.")]
 
@@ -180,6 +183,19 @@ def lab(
                 folder, tuple(world or ()), tuple(arm or ()), seeds, tuple(set_ or ())
             )
         _tell(summary, as_json, show)
+
+    raise typer.Exit(guarded(work, debug))
+
+
+@app.command(help=TABLES.title)
+def tables(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders with a report.")],
+    out: Annotated[Path, typer.Option(help="Where tables and figure go.")] = Path("runs/tables"),
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    def work() -> None:
+        _tell(TABLES.work(runs, out), as_json, lambda told: say(f"{told['text']}\n{out}"))
 
     raise typer.Exit(guarded(work, debug))
 

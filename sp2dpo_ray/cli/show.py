@@ -74,6 +74,10 @@ def _show_plan(summary: Summary) -> None:
             f"{row['hours']:,.1f}",
         )
     stderr.print(table)
+    for name, row in summary["judging"].items():
+        cost = row["cost_usd"]
+        money = "no price" if cost is None else f"at most {cost:,.2f} USD"
+        say(f"judging {name}: {row['students']} students, {row['calls']:,} calls, {money}")
     if summary["spent_usd"]:
         say(f"spent so far, cut-off attempts at their worst: ${summary['spent_usd']:,.2f}")
     if summary["budget_usd"] is not None:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sp2dpo_ray.core.costs import Price
+
 NAME = r"[a-z][a-z0-9]*"
 # providers that send the pairs to somebody else's machine; each needs a key unless it is self-made
 WITHOUT_MODEL = ("offline", "scripted")
@@ -112,6 +114,16 @@ class TeacherSection(Section):
                 f"mode: batch is there for {sorted(BATCH_PROVIDERS)}, not for {self.provider}"
             )
         return self
+
+    @property
+    def rate(self) -> Price | None:
+        """What it costs, batch mode's share in it; None where the price is not known."""
+        price = self.price
+        if price.input is None or price.output is None:
+            return None
+        share = price.batch if self.mode == "batch" else 1.0
+        cached = price.input if price.cached_input is None else price.cached_input
+        return Price(price.input * share, price.output * share, cached * share)
 
     @property
     def external(self) -> bool:

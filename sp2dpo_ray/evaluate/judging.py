@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sp2dpo_ray.annotate.chair import chair_of, price_of
+from sp2dpo_ray.annotate.chair import chair_of
 from sp2dpo_ray.annotate.desk import open_desk
 from sp2dpo_ray.annotate.journal import Entry, Journal
 from sp2dpo_ray.annotate.place import Place
@@ -115,7 +115,7 @@ def ask(
 def worst_of(judge: Judge, questions: Sequence[Question]) -> float | None:
     """What these calls cost at most, in USD: Eq. 60 with a judge in the annotators' place, every
     prompt at a token a byte and every answer as long as it may be; None without a price."""
-    price = price_of(judge.section)
+    price = judge.section.rate
     if price is None:
         return None
     cap = judge.decoding.max_output_tokens

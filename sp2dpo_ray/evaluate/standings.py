@@ -26,8 +26,9 @@ def standings(
 ) -> list[Row]:
     """A row a student.
 
-    results: `figures`, `values` (item -> number or None) and `notes` of each. tuned: the students
-    that the baseline is chosen from; none: the first of all.
+    results: `figures`, `values` (item -> number or None), `notes` and `judge` (what it was asked
+    and cost, or None) of each. tuned: the students that the baseline is chosen from; none: the
+    first of all.
     """
     ids = [
         item
@@ -49,6 +50,7 @@ def standings(
                 "headline": headline,
                 "figures": result["figures"],
                 "notes": result["notes"],
+                "judge": result["judge"],
                 "baseline": baseline,
                 "items_compared": int((~half).sum()),
                 "value": asdict(interval(mine)) if mine.size else None,

@@ -20,6 +20,7 @@ from sp2dpo_ray.core.schedule.audit import REASONS, SAMPLE, view_of
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
 from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.report import figures
+from sp2dpo_ray.report.costs import CostRow
 
 PAIRS_SHOWN = 24  # of each kind
 
@@ -44,6 +45,7 @@ class PageData:
     betas: dict[str, list[float]]
     by_category: dict[str, dict[str, dict[str, float]]]
     without_model: list[str]
+    costs: list[CostRow]
 
 
 def render(data: PageData) -> str:

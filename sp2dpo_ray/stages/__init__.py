@@ -91,10 +91,14 @@ WHOLE_RUN = Stage(
     "All stages in order, every arm of sweep.arms, and the page.",
 )  # fmt: skip
 
-
 LAB = Stage(
     "lab", "sp2dpo_ray.stages.lab:lab", True, "lab",
     "Train every arm in small worlds whose truth is known, and tell where each helps.",
+)  # fmt: skip
+
+TABLES = Stage(
+    "tables", "sp2dpo_ray.stages.tables:tables", False, "report",
+    "Students of several runs side by side, in the form of the paper's tables.",
 )  # fmt: skip
 
 IMPORT = Stage(

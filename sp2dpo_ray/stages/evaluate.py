@@ -119,7 +119,7 @@ def _score(run: Run, entry: Entry, items: list[Item], shared: list[str]) -> Summ
     section, benchmark = run.config.evaluate, BENCHMARKS[entry.benchmark]
     answers = _answers(items, entry)
     questions = benchmark.questions(section, items, answers)
-    judge = _judge(run, entry.benchmark) if questions else None
+    judge = judge_of(run, entry.benchmark) if questions else None
     settings = {
         "benchmark": entry.benchmark,
         "outputs": sha256_file(entry.path),
@@ -159,7 +159,8 @@ def _score(run: Run, entry: Entry, items: list[Item], shared: list[str]) -> Summ
     return summary | {"calls_made": made, "cost_usd": cost}
 
 
-def _judge(run: Run, benchmark: str) -> Judge:
+def judge_of(run: Run, benchmark: str) -> Judge:
+    """The judge as this benchmark asks it."""
     config, row = run.config, BENCHMARKS[benchmark]
     section = config.evaluate.judge
     assert section is not None
@@ -209,9 +210,10 @@ def _content(
             "served": served,
             "shares_a_family_with": shared,
             "decoding": BENCHMARKS[entry.benchmark].decoding(run.config.decoding).of_answers,
+            "calls": len(verdicts),
             "prompt_tokens": sum(v.prompt_tokens for v in verdicts),
             "completion_tokens": sum(v.completion_tokens for v in verdicts),
-            "usd": sum(v.usd for v in verdicts),
+            "usd": sum(v.usd for v in verdicts) if section.judge.rate else None,
         } if judged and section.judge else None,
         "pins": settings,
     }  # fmt: skip

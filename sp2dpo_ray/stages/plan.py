@@ -22,9 +22,15 @@ def plan(run: Run) -> Summary:
     record = read_record(Journal(panel.spec.place).new_entries())
     outlooks = look_ahead(list(panel.files.values()), panel.spec, record)
     budget = run.config.budget.usd
+    judging = {}
+    if run.config.evaluate.benchmarks:  # only then are the benchmarks' packages needed
+        from sp2dpo_ray.stages.judging_costs import judging_costs
+
+        judging = judging_costs(run)
     return {
         **total(outlooks),
         "budget_usd": budget,
         "unanswered": record.unanswered,
+        "judging": judging,
         "teachers": {name: asdict(outlook) for name, outlook in outlooks.items()},
     }

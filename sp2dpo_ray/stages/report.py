@@ -17,12 +17,23 @@ import pyarrow.parquet as pq
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import open_artifact, publish, read_manifest
-from sp2dpo_ray.core.files import BETAS, COMPARISON, EVAL_PAIRS, METRICS_LINES, QUALITY, TRAIN
+from sp2dpo_ray.core.files import (
+    ANNOTATIONS,
+    ARMS,
+    BETAS,
+    COMPARISON,
+    EVAL_PAIRS,
+    METRICS_LINES,
+    QUALITY,
+    TRAIN,
+)
 from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
-from sp2dpo_ray.report.arms_table import BASE, lines_of, markdown
+from sp2dpo_ray.report.arms_table import BASE
+from sp2dpo_ray.report.costs import CostRow, annotator_costs, judge_costs
 from sp2dpo_ray.report.page import PageData, render
+from sp2dpo_ray.report.paper_tables import Student, table_16
 from sp2dpo_ray.run import Run, Summary
 
 ARMS_TABLE = "arms.md"
@@ -61,29 +72,48 @@ def report(run: Run) -> Summary:
         betas={name: _betas(run, name) for name in trained},
         by_category={name: s["eval"].get("by_category", {}) for name, s in trained.items()},
         without_model=[t.name for t in config.teachers if not t.is_model],
+        costs=_costs(run),
     )
 
+    student, columns = _student(run, rows, judged)
     with publish(run.path("report"), provenance) as draft:
         (draft.path / "index.html").write_text(render(data), encoding="utf-8")
         (draft.path / "comparison.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
-        (draft.path / ARMS_TABLE).write_text(_table(run, rows, judged), encoding="utf-8")
+        (draft.path / ARMS_TABLE).write_text(table_16([student], columns), encoding="utf-8")
+        record = asdict(student) | {"columns": columns}
+        (draft.path / ARMS).write_text(json.dumps(record, indent=1), encoding="utf-8")
     page, table = (str(run.path("report", name)) for name in ("index.html", ARMS_TABLE))
     text = run.path("report", ARMS_TABLE).read_text(encoding="utf-8") if rows else ""
     return {"page": page, "table": table, "arms": rows, "text": text}
 
 
-def _judged(run: Run, arms: list[str]) -> list[dict[str, Any]]:
-    """What `evaluate` found of these arms and the base on AlpacaEval 2, if it was run."""
+def _costs(run: Run) -> list[CostRow]:
+    judges, path = judge_costs(_comparison(run)), run.path("annotations", ANNOTATIONS)
+    if not path.exists():  # a schedule that came without them
+        return judges
+    calls = pq.read_table(path, columns=["teacher", "prompt_tokens", "completion_tokens"])
+    prices = {teacher.name: teacher.rate for teacher in run.config.teachers}
+    return annotator_costs(calls, prices) + judges
+
+
+def _comparison(run: Run) -> list[dict[str, Any]]:
+    """What `evaluate` found, if it was run."""
     path = run.path("eval", COMPARISON)
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
+    return rows
+
+
+def _judged(run: Run, arms: list[str]) -> list[dict[str, Any]]:
+    """What `evaluate` found of these arms and the base on AlpacaEval 2."""
     shown = {BASE, *arms}
+    rows = _comparison(run)
     return [row for row in rows if row["benchmark"] == "alpaca_eval" and row["model"] in shown]
 
 
-def _table(run: Run, rows: list[dict[str, Any]], judged: list[dict[str, Any]]) -> str:
-    """The arms in the form of the paper's Table 16, the mean over seeds where there are several."""
+def _student(
+    run: Run, rows: list[dict[str, Any]], judged: list[dict[str, Any]]
+) -> tuple[Student, list[str]]:
+    """The arms' figures, the mean over seeds where there are several, and their columns."""
     cells: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         of_arm = cells.setdefault(parse_arm(row["arm"]).base, {ACCURACY: [], MARGIN: []})
@@ -95,8 +125,8 @@ def _table(run: Run, rows: list[dict[str, Any]], judged: list[dict[str, Any]]) -
         of_arm.setdefault(LC, []).append(row["figures"]["length_controlled_winrate"])
         of_arm.setdefault(WR, []).append(row["figures"]["win_rate"])
     means = {arm: {k: float(np.mean(v)) for k, v in of.items()} for arm, of in cells.items()}
-    lines = lines_of([row["arm"] for row in rows], run.config.panel, base=BASE in cells)
-    return markdown(lines, (*((LC, WR) if judged else ()), ACCURACY, MARGIN), means)
+    columns = [*((LC, WR) if judged else ()), ACCURACY, MARGIN]
+    return Student(run.config.run.name, run.config.panel, means), columns
 
 
 def _betas(run: Run, name: str) -> list[float]:

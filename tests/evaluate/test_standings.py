@@ -16,7 +16,12 @@ HALF = dict(zip(ITEMS, tuning_half(ITEMS), strict=True))
 def result(values: dict[str, float | None]) -> dict[str, Any]:
     known = [value for value in values.values() if value is not None]
     figures = {"win_rate": 100 * sum(known) / len(known), "share A": 0.5}
-    return {"figures": figures, "values": values, "notes": {"not_read": 40 - len(known)}}
+    return {
+        "figures": figures,
+        "values": values,
+        "notes": {"not_read": 40 - len(known)},
+        "judge": None,
+    }
 
 
 def test_what_chooses_the_baseline_does_not_report() -> None:

@@ -21,6 +21,7 @@ from sp2dpo_ray.core.schedule.build import build_schedule
 from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.evaluate.compare import compare_arms
+from sp2dpo_ray.report.costs import CostRow
 from sp2dpo_ray.report.figures import spearman
 from sp2dpo_ray.report.page import PageData, render
 from tests.core.schedule.test_columns import PANEL, annotations
@@ -59,6 +60,10 @@ def page_data(rows: list[dict[str, Any]] | None = None, **changes: Any) -> PageD
         },
         "arms": arms,
         "curves": {row["arm"]: [step, step | {"step": 2}] for row in arms},
+        "costs": [
+            CostRow("teacher", HOSTILE, 8, 800, 80, None),
+            CostRow("judge", "x", 2, 9, 2, 0.5),
+        ],
         "judged": [
             {
                 "model": "base",

@@ -16,7 +16,7 @@ from sp2dpo_ray.config import load_config
 from sp2dpo_ray.config.evaluate import family_of
 from sp2dpo_ray.errors import ConfigError, DataError, Sp2dpoError, TeacherStopped
 from sp2dpo_ray.run import Run
-from sp2dpo_ray.stages import STAGES
+from sp2dpo_ray.stages import STAGES, TABLES
 from tests.evaluate.test_benchmarks import SHARED, here
 from tests.judge_server import JudgeServer, judge_server, weighted, worded
 from tests.processes import kill_when
@@ -272,6 +272,53 @@ def test_arena_hard_compares_students_item_by_item(
     assert rows_of["poor"]["gain"]["mean"] == -0.5
 
 
+def test_mt_bench_is_graded_turn_by_turn(
+    ray_cluster: None, demo_config: Path, tmp_path: Path
+) -> None:
+    """Two calls a question, a grade for each; the plan's upper bound holds."""
+    categories = ("writing", "math")
+    questions = [
+        {"question_id": i, "category": categories[i % 2], "turns": [f"question {i}", "And then?"]}
+        for i in range(6)
+    ]
+    references = [
+        {"question_id": i, "choices": [{"turns": [f"truth {i}", "so"]}]} for i in (1, 3, 5)
+    ]
+    files = {"questions": questions, "references": references}
+    rows = [{"id": str(i), "turns": [f"first {i}", f"second {i}"]} for i in range(6)]
+    section = {
+        "benchmarks": ["mt_bench"],
+        "mt_bench": {name: str(write(tmp_path / f"{name}.json", each))
+                     for name, each in files.items()},
+        "outputs": {"one": {"mt_bench": str(write(tmp_path / "one.json", rows))}},
+    }  # fmt: skip
+
+    def grade(body: dict[str, Any]) -> dict[str, Any]:
+        text = body["messages"][-1]["content"]
+        if "first 4" in text:  # of both turns: the second shows the first, too
+            return worded(lambda _: "I would rather not say.")(body)
+        number = 4 if "And then?" in text else 9
+        return worded(lambda _: f"Good enough. 1 of 2.\n[[{number}]]")(body)
+
+    with judge_server(grade) as server:
+        run = run_with(demo_config, server.url, section)
+        priced = run.config.resolved["evaluate"]
+        priced["judge"]["price"] = {"input": 10, "output": 30, "as_of": "2026-11-01"}
+        run = Run(run.config.model_validate(run.config.resolved | {"evaluate": priced}))
+        STAGES["prepare"](run)
+        planned = STAGES["plan"](run)["judging"]["mt_bench"]
+        summary = evaluated(run)
+        assert planned["calls"] == len(server.bodies) == summary["calls_made"] == 12
+        with_truth = [b for b in server.bodies if "truth" in b["messages"][-1]["content"]]
+        assert len(with_truth) == 6
+    assert planned["cost_usd"] > summary["cost_usd"] == pytest.approx(12 * (3890 + 30) / 1e6)
+    row = summary["table"][0]
+    assert (row["figures"]["first_turn"], row["figures"]["second_turn"]) == (9.0, 4.0)
+    assert (row["figures"]["score"], row["figures"]["score_math"]) == (6.5, 6.5)
+    assert row["notes"] == {"not_answered": 0, "not_read": 2}
+    assert row["judge"]["usd"] == summary["cost_usd"]
+
+
 @pytest.mark.slow
 def test_an_arm_goes_all_the_way_to_the_page(
     ray_cluster: None, demo_config: Path, tmp_path: Path
@@ -307,6 +354,17 @@ def test_an_arm_goes_all_the_way_to_the_page(
     ]  # fmt: skip
     rate = {row["model"]: row["figures"]["length_controlled_winrate"] for row in summary["table"]}
     assert f"{rate['jmamp']:.2f}" in lines[4]
+    assert '<h2 id="cost">Cost</h2>' in html
+    out = tmp_path / "tables"
+    made = TABLES.work([run.folder], out)
+    assert made["columns"][0] == "LC"
+    gain = rate["jmamp"] - rate["dpo:0.1"]
+    assert made["gains"][run.config.run.name]["SP2DPO, JMAMP"] == pytest.approx(gain)
+    assert f"{gain:+.2f}" in (out / "gains.svg").read_text()
+    with pytest.raises(DataError, match="two runs have one name"):
+        TABLES.work([run.folder, run.folder], out)
+    with pytest.raises(DataError, match=r"holds no report; run: sp2dpo report"):
+        TABLES.work([tmp_path], out)
 
 
 @pytest.mark.slow
