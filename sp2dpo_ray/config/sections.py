@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from sp2dpo_ray.config.distill import DistillSection
 from sp2dpo_ray.config.evaluate import EvaluateSection, GenerateSection
 from sp2dpo_ray.config.panel import (
     AnnotateSection,
@@ -31,7 +32,9 @@ from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import ConfigError
 
-NOT_THE_PROCESS = frozenset({"run", "cluster", "audit", "export", "generate", "evaluate"})
+NOT_THE_PROCESS = frozenset(
+    {"run", "cluster", "audit", "export", "distill", "generate", "evaluate"}
+)
 
 
 class RunSection(Section):
@@ -99,6 +102,7 @@ class Config(Section):
     decoding: DecodingSection = DecodingSection()
     annotate: AnnotateSection = AnnotateSection()
     budget: BudgetSection = BudgetSection()
+    distill: DistillSection = DistillSection()
     mapping: MappingSection = MappingSection()
     ensemble: EnsembleSection = EnsembleSection()
     student: StudentSection = StudentSection()

@@ -45,6 +45,7 @@ class Outcome(StrEnum):
     BUDGET_STOP = "budget_stop"
     NOT_ATTEMPTED = "not_attempted"
     SKIPPED = "skipped"  # economy: the answer could not have mattered; never in the journal
+    PREDICTED = "predicted"  # by a distilled predictor in the teachers' place; never in the journal
 
 
 # Outcomes that settle a call: it was answered (and paid), and asking again is a person's choice.

@@ -71,6 +71,8 @@ STAGES: dict[str, Stage] = {
               "List the pairs most worth a person's look; --import reads the verdicts."),
         Stage("export", "sp2dpo_ray.stages.export:export", False, "",
               "Join the schedule to its pairs as a Hugging Face data set folder."),
+        Stage("distill", "sp2dpo_ray.stages.distill:distill", False, "distill",
+              "Train a predictor on the annotations, which can annotate in the teachers' place."),
         Stage("reference", "sp2dpo_ray.stages.reference:reference", True, "train",
               "Log-probabilities of the frozen student, once for every arm."),
         Stage("train", "sp2dpo_ray.stages.train:train", True, "train",

@@ -25,6 +25,8 @@ ENSEMBLE = "ens"
 DEFAULT_BETA = f"beta_annotators_mean_{ENSEMBLE}"  # Eq. 18
 EXCLUDED_SCHEMA = pa.schema([("prompt_id", pa.string()), ("reason", pa.string())])
 
+GIVEN = (Outcome.OK, Outcome.PREDICTED)  # calls that have an annotation
+
 # why a call that was answered is no annotation
 UNKNOWN, NOT_A_NUMBER, OUT_OF_RANGE = "unknown_category", "not_a_number", "number_out_of_range"
 
@@ -54,15 +56,15 @@ def _valid(grid: Grid) -> NDArray[np.bool_]:
     magnitude, confidence = grid.magnitude, grid.confidence
     # comparisons with NaN are false, so a missing number is invalid too
     in_range = (magnitude >= 0) & (magnitude <= 1) & (confidence >= 0) & (confidence <= 1)
-    answered = grid.outcome == OUTCOMES.index(Outcome.OK)
+    answered = np.isin(grid.outcome, [OUTCOMES.index(name) for name in GIVEN])
     return np.asarray((grid.category >= 0) & in_range & answered)
 
 
 def faults(grid: Grid) -> NDArray[np.object_]:
     """Why each call is no annotation; '' where it is one, or was skipped on purpose; (N, J, K)."""
     names = np.array([str(outcome) for outcome in OUTCOMES], dtype=object)[grid.outcome]
-    fault = np.where(np.isin(names, (str(Outcome.OK), str(Outcome.SKIPPED))), "", names)
-    wrong = (names == str(Outcome.OK)) & ~_valid(grid)
+    fault = np.where(np.isin(names, [str(name) for name in (*GIVEN, Outcome.SKIPPED)]), "", names)
+    wrong = np.isin(names, [str(name) for name in GIVEN]) & ~_valid(grid)
     nan = np.isnan(grid.magnitude) | np.isnan(grid.confidence)
     fault[wrong] = OUT_OF_RANGE
     fault[wrong & nan] = NOT_A_NUMBER

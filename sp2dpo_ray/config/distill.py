@@ -1,0 +1,48 @@
+"""The sections of distillation: the predictor, and how it shares annotation with the teachers.
+
+In: plain values. Out: frozen models. Invariant: nothing of the map from gap to beta is here, since
+a predictor knows gaps alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sp2dpo_ray.config.panel import Section
+
+
+class DistillSection(Section):
+    coverage: float = Field(0.9, ge=0.5, lt=1)
+    """Share of unseen pairs whose gap lies in the predictor's interval."""
+    least_pairs: int = Field(100, ge=40)
+    """Annotated pairs without which no predictor is trained."""
+    rounds: int = Field(150, ge=1)
+    """Boosting rounds of each of the trees."""
+    swap: bool = True
+    """Learn every pair with its responses exchanged, too: confidence is one less the other."""
+    calibrate: float = Field(0.15, gt=0, le=0.4)
+    """Share of the pairs that sets the intervals; as much again tests them."""
+    seed: int = 0
+
+
+class MixSection(Section):
+    """Teachers annotate a share of the pairs, the predictor the rest."""
+
+    share: float = Field(gt=0, lt=1)
+    """Most of the training pairs that teachers are asked about."""
+    rounds: int = Field(3, ge=1, le=20)
+    """The share is asked in so many parts; after each the predictor is trained anew."""
+    choice: Literal["active", "random"] = "active"
+    """How later parts are chosen: widest intervals first within each predicted category, or at
+    random. The first part is always random: it alone calibrates the intervals."""
+    first: float = Field(0.4, gt=0, le=1)
+    """Part of the share that the first round asks about."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> MixSection:
+        if self.rounds == 1 and self.first != 1:
+            object.__setattr__(self, "first", 1.0)
+        return self

@@ -1,0 +1,1 @@
+"""The distilled predictor: what a panel would say of a pair, without asking it."""

@@ -1,0 +1,66 @@
+"""What a predictor says of pairs, before and after calibration.
+
+In: a model's raw numbers. Out: category, magnitude, confidence, effective gap, interval. Invariant:
+magnitude times confidence is the gap, both lie in [0, 1], and the interval holds the gap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sp2dpo_ray.distill.conformal import intervals
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """shares: (N, 6) of the categories. confidence, gap, low, high: (N,). unknown: (N,) share of
+    words that training has not seen."""
+
+    shares: Floats
+    confidence: Floats
+    gap: Floats
+    low: Floats
+    high: Floats
+    unknown: Floats
+
+    def __len__(self) -> int:
+        return len(self.gap)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """category: (N,) codes. low and high: the calibrated interval of the gap."""
+
+    category: NDArray[np.int8]
+    shares: Floats
+    magnitude: Floats
+    confidence: Floats
+    gap: Floats
+    low: Floats
+    high: Floats
+    unknown: Floats
+
+    def __len__(self) -> int:
+        return len(self.gap)
+
+    @property
+    def width(self) -> Floats:
+        return self.high - self.low
+
+
+def calibrated(raw: Raw, moved_by: float) -> Predictions:
+    """The predictions with intervals moved by the conformal radius."""
+    gap = np.clip(raw.gap, 0, 1)
+    low, high = intervals(raw.low, raw.high, moved_by, gap)
+    # a gap is magnitude times confidence, so confidence cannot be less than it
+    confidence = np.maximum(np.clip(raw.confidence, 0, 1), gap)
+    magnitude = np.divide(gap, confidence, out=np.zeros_like(gap), where=confidence > 0)
+    return Predictions(
+        raw.shares.argmax(axis=1).astype(np.int8), raw.shares, magnitude, confidence, gap, low,
+        high, raw.unknown,
+    )  # fmt: skip

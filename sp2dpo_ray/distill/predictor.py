@@ -1,0 +1,134 @@
+"""A predictor as an artifact: trained, calibrated on pairs apart, tested on others, saved.
+
+In: texts and targets. Out: a folder's files and figures; a `Predictor` from such a folder.
+Invariant: the pairs that train, that calibrate and that test are disjoint and drawn by their
+prompts, so that no prompt is on two sides; what is loaded is checked against its manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sp2dpo_ray.config.distill import DistillSection
+from sp2dpo_ray.core.artifact import open_artifact
+from sp2dpo_ray.core.hashing import uniform_draws
+from sp2dpo_ray.distill import light
+from sp2dpo_ray.distill.conformal import radius
+from sp2dpo_ray.distill.features import FEATURES_VERSION, Texts, features_of
+from sp2dpo_ray.distill.light import LightModel
+from sp2dpo_ray.distill.predictions import Predictions, calibrated
+from sp2dpo_ray.distill.targets import Targets
+from sp2dpo_ray.errors import ArtifactError, DataError
+
+VERSION = 1
+RECORD = "predictor.json"
+UNFAMILIAR = 0.5  # share of unknown words above which a pair is unlike all that was learned
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Rows that train, calibrate and test."""
+
+    fit: NDArray[np.int64]
+    calibrate: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def split_by_prompt(
+    texts: Texts, section: DistillSection, fair: NDArray[np.bool_] | None = None
+) -> Split:
+    """fair: (N,) pairs that were drawn at random; only those calibrate and test. None: all."""
+    draws = uniform_draws(texts.prompt.to_pylist(), seed=section.seed, purpose="distill")
+    fair = np.ones(len(texts), bool) if fair is None else fair
+    # of the fair ones as many as of all, were all fair
+    share = section.calibrate * min(1.0, len(fair) / max(2 * fair.sum(), 1))
+    calibrate, test = draws < share, (draws >= share) & (draws < 2 * share)
+    rows = [
+        np.flatnonzero(part)
+        for part in (~((calibrate | test) & fair), calibrate & fair, test & fair)
+    ]
+    return Split(*rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """digest: of the artifact; '' while it is not published. record: what `RECORD` holds."""
+
+    model: LightModel
+    moved_by: float
+    record: dict[str, Any]
+    digest: str = ""
+
+    def predict(self, texts: Texts, threads: int = 0) -> Predictions:
+        return calibrated(self.model.predict(texts, threads), self.moved_by)
+
+    @property
+    def name(self) -> str:
+        """As the model that served."""
+        return f"predictor/{self.digest[:12]}"
+
+    def save(self, folder: Path) -> None:
+        self.model.save(folder)
+        text = json.dumps(self.record, indent=1, allow_nan=False)
+        (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+
+
+def train(
+    texts: Texts, targets: Targets, split: Split, section: DistillSection, origin: dict[str, Any]
+) -> Predictor:
+    """Fit and calibrate. origin: the teachers and prompts that gave the targets.
+
+    Raises DataError for too few pairs.
+    """
+    if len(targets) < section.least_pairs:
+        raise DataError(
+            f"distill: {len(targets):,} pairs have a whole set of annotations, and "
+            f"distill.least_pairs asks for {section.least_pairs:,}; annotate more"
+        )
+    model = light.fit(
+        features_of(texts.take(split.fit)), targets.take(split.fit),
+        coverage=section.coverage, rounds=section.rounds, swap=section.swap, seed=section.seed,
+    )  # fmt: skip
+    raw = model.predict(texts.take(split.calibrate))
+    truth = targets.gap[split.calibrate]
+    moved_by = radius(raw.low, raw.high, truth, section.coverage)
+    record = {
+        "version": VERSION,
+        "features": FEATURES_VERSION,
+        "kind": "light",
+        "coverage": section.coverage,
+        "moved_by": moved_by if math.isfinite(moved_by) else None,
+        "pairs": {
+            "fit": len(split.fit),
+            "calibrate": len(split.calibrate),
+            "test": len(split.test),
+        },
+        **origin,
+    }
+    return Predictor(model, moved_by, record)
+
+
+def load_predictor(folder: Path) -> Predictor:
+    """The predictor of a published folder.
+
+    Raises ArtifactError for one that is missing, altered, or of another version.
+    """
+    manifest = open_artifact(folder)
+    if manifest.stage != "distill":
+        raise ArtifactError(f"{folder}: holds what {manifest.stage} made, no predictor")
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    for name, ours in (("version", VERSION), ("features", FEATURES_VERSION)):
+        if record[name] != ours:
+            raise ArtifactError(
+                f"{folder}: {RECORD}: {name} is {record[name]}, this code reads {ours}; run "
+                "distill again"
+            )
+    moved_by = math.inf if record["moved_by"] is None else record["moved_by"]
+    return Predictor(light.load(folder), moved_by, record, manifest.digest)

@@ -1,0 +1,110 @@
+"""Stage `distill`: a predictor of category, magnitude, confidence and beta from the annotations.
+
+In: `annotations/`, `pairs/`. Out: `predictor/`: the model, its record, its card, and what it says
+of the pairs that tested it. Invariant: the same annotations and options give the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sp2dpo_ray.console import say
+from sp2dpo_ray.core.artifact import Draft
+from sp2dpo_ray.core.files import ANNOTATIONS, CARD, HELD_OUT, PREDICTOR_FIGURES, TRAIN
+from sp2dpo_ray.core.schedule.reading import batches_of, read_grids
+from sp2dpo_ray.core.taxonomy import CATEGORIES
+from sp2dpo_ray.distill.card import USELESS, card
+from sp2dpo_ray.distill.features import Texts, texts_of
+from sp2dpo_ray.distill.figures import figures_of, skill
+from sp2dpo_ray.distill.predictions import Predictions
+from sp2dpo_ray.distill.predictor import split_by_prompt, train
+from sp2dpo_ray.distill.targets import Targets, targets_of
+from sp2dpo_ray.run import Run, Summary
+from sp2dpo_ray.stages.panel import panel_of
+
+
+def distill(run: Run) -> Summary:
+    """Train, calibrate, test, publish."""
+    section, mapping = run.config.distill, run.config.mapping
+    settings = {
+        "distill": section.model_dump(mode="json"),
+        "envelope": [mapping.beta_min, mapping.beta_max],
+    }
+    inputs = {"prepare": run.path("pairs"), "annotate": run.path("annotations")}
+    provenance = run.provenance("distill", settings, inputs)
+
+    def make(draft: Draft) -> None:
+        start = time.perf_counter()
+        targets = answered(run)
+        texts = texts_by_id(run, targets.ids)
+        split = split_by_prompt(texts, section)
+        predictor = train(texts, targets, split, section, origin_of(run, targets))
+        predictor.save(draft.path)
+        found = predictor.predict(texts.take(split.test))
+        width = mapping.beta_max - mapping.beta_min
+        figures = figures_of(found, texts, targets, split, width)
+        (draft.path / CARD).write_text(card(predictor.record, figures), encoding="utf-8")
+        (draft.path / PREDICTOR_FIGURES).write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        draft.write_table(HELD_OUT, _tested(found, targets.take(split.test)))
+        draft.summary |= {
+            "pairs": len(targets),
+            "skill": skill(figures),
+            **{name: figures.get(name) for name in (
+                "spearman", "mae", "mae_constant", "mae_length", "coverage", "width",
+                "category_accuracy")},
+        }  # fmt: skip
+        if figures["pairs"] and skill(figures) < USELESS:
+            say("distill: its error is that of a constant; see predictor/card.md before you use it")
+        say(f"distill: {len(targets):,} pairs in {time.perf_counter() - start:.1f} s")
+
+    return run.publish_once(run.path("predictor"), provenance, make)
+
+
+def answered(run: Run) -> Targets:
+    """What the panel said of the training pairs that it answered whole."""
+    batches = batches_of(run.path("annotations", ANNOTATIONS))
+    return targets_of(read_grids(batches, run.config.panel, (TRAIN, "eval")).grids[TRAIN])
+
+
+def texts_by_id(run: Run, ids: pa.Array) -> Texts:
+    """The training pairs' texts in the order of these ids."""
+    columns = ["prompt_id", "prompt", "chosen", "rejected"]
+    table = pq.read_table(run.pairs_file(TRAIN), columns=columns)
+    return texts_of(table.take(pc.index_in(ids, table["prompt_id"].combine_chunks())))
+
+
+def origin_of(run: Run, targets: Targets) -> dict[str, Any]:
+    """Whose answers these are."""
+    settings = panel_of(run).settings
+    seen = np.flatnonzero(targets.categories.sum(axis=0))
+    return {
+        "teachers": settings["teachers"],
+        "prompts": settings["prompts"],
+        "variants": list(run.config.panel.variants),
+        "redact": settings["redact"],
+        "lambda_id": run.config.lambda_id,
+        "categories": [str(CATEGORIES[code]) for code in seen],
+    }
+
+
+def _tested(found: Predictions, targets: Targets) -> pa.Table:
+    names = pa.array([str(name) for name in CATEGORIES])
+    return pa.table(
+        {
+            "prompt_id": targets.ids,
+            "gap": targets.gap,
+            "confidence": targets.confidence,
+            "predicted_gap": found.gap,
+            "predicted_low": found.low,
+            "predicted_high": found.high,
+            "predicted_confidence": found.confidence,
+            "predicted_category": names.take(pa.array(found.category)),
+        }
+    )
