@@ -8,7 +8,7 @@ twice from one journal gives identical bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
@@ -21,6 +21,7 @@ from sp2dpo_ray.annotate.answers import Answer, Answers
 from sp2dpo_ray.core.annotation import Outcome, read_answer
 from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
 from sp2dpo_ray.core.economy import settled
+from sp2dpo_ray.core.files import TRAIN
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, Pair, pairs_from
 from sp2dpo_ray.core.prompts import PromptSet
 from sp2dpo_ray.core.redaction import redact_pair
@@ -28,7 +29,9 @@ from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA
 
 PAIRS_AT_ONCE = 2_000
+WHOLE = (Outcome.OK, Outcome.SKIPPED, Outcome.PREDICTED)
 Row = dict[str, Any]
+Predict = Callable[[list[Pair]], list[Row | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class Completeness:
         self.outcomes.update(row["outcome"] for row in rows)
         for start in range(0, len(rows), calls_a_pair):
             pair = rows[start : start + calls_a_pair]
-            complete = all(row["outcome"] in (Outcome.OK, Outcome.SKIPPED) for row in pair)
+            complete = all(row["outcome"] in WHOLE for row in pair)
             self.pairs_complete += complete
             self.pairs_incomplete += not complete
 
@@ -78,15 +81,21 @@ def pair_chunks(path: Path) -> Iterator[list[Pair]]:
 
 
 def write_annotations(
-    path: Path, files: dict[str, Path], expected: Expected, answers: Answers
-) -> Completeness:
-    """One row for each (pair, teacher, variant), in the order of the pairs; `files` by split."""
+    path: Path, files: dict[str, Path], expected: Expected, answers: Answers,
+    predict: Predict | None = None,
+) -> Completeness:  # fmt: skip
+    """One row for each (pair, teacher, variant), in the order of the pairs; `files` by split.
+
+    predict: speaks for training pairs that nobody was asked about.
+    """
     whole = Completeness()
     calls_a_pair = len(expected.teachers) * len(expected.prompts.systems)
     with pq.ParquetWriter(path, ANNOTATION_SCHEMA, compression="zstd") as writer:
         for split, file in files.items():
             for pairs in pair_chunks(file):
                 rows = _rows(split, pairs, expected, answers, whole.redacted)
+                if predict is not None and split == TRAIN:
+                    _mark_predicted(rows, predict(pairs), calls_a_pair)
                 whole.add(rows, calls_a_pair)
                 writer.write_table(pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA))
     return whole
@@ -138,6 +147,15 @@ def _row(split: str, call: Call, answer: Answer | None) -> Row:
         row["magnitude"] = reading.annotation.magnitude
         row["confidence"] = reading.annotation.confidence
     return row
+
+
+def _mark_predicted(rows: list[Row], told: list[Row | None], calls_a_pair: int) -> None:
+    """Fill in what was predicted where no call of a pair is on record."""
+    for start, values in zip(range(0, len(rows), calls_a_pair), told, strict=True):
+        pair = rows[start : start + calls_a_pair]
+        if values is not None and all(row["outcome"] == Outcome.NOT_ATTEMPTED for row in pair):
+            for row in pair:
+                row |= values | {"outcome": str(Outcome.PREDICTED), "detail": ""}
 
 
 def _mark_skipped(rows: list[Row], eps: float, beta_of: BetaMap) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sp2dpo_ray.config.panel import Section
+from sp2dpo_ray.config.section import Section
 
 
 class DistillSection(Section):

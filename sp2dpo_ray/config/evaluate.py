@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sp2dpo_ray.config.panel import Section, TeacherSection
+from sp2dpo_ray.config.panel import TeacherSection
+from sp2dpo_ray.config.section import Section
 
 Benchmark = Literal["alpaca_eval", "mt_bench", "ifeval", "arena_hard"]
 JUDGED: tuple[Benchmark, ...] = ("alpaca_eval", "mt_bench", "arena_hard")

@@ -10,8 +10,10 @@ import datetime
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from sp2dpo_ray.config.distill import MixSection
+from sp2dpo_ray.config.section import Section
 from sp2dpo_ray.core.costs import Price
 
 NAME = r"[a-z][a-z0-9]*"
@@ -19,12 +21,6 @@ NAME = r"[a-z][a-z0-9]*"
 WITHOUT_MODEL = ("offline", "scripted")
 API_PROVIDERS = frozenset({"openai", "gemini", "dashscope"})
 BATCH_PROVIDERS = frozenset({"openai", "gemini"})
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys refused, values fixed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 SECRET_NAMES = {"api_key", "extra_headers", "headers", "authorization", "extra_query"}
@@ -75,11 +71,11 @@ class PriceSection(Section):
 class TeacherSection(Section):
     name: Annotated[str, Field(pattern=f"^{NAME}$")]
     """Short name, part of column names: lower-case letters and digits."""
-    provider: Literal["openai", "gemini", "dashscope", "offline", "scripted"]
-    """`openai`: also any OpenAI-compatible endpoint. `offline`: rules on the text, no network.
-    `scripted`: answers from a file, for tests."""
+    provider: Literal["openai", "gemini", "dashscope", "predictor", "offline", "scripted"]
+    """`openai`: also any OpenAI-compatible endpoint. `predictor`: what `distill` published.
+    `offline`: rules on the text, no network. `scripted`: answers from a file, for tests."""
     model: str
-    """Model id as the provider knows it."""
+    """Model id as the provider knows it; of a predictor its folder."""
     mode: Literal["interactive", "batch"] = "interactive"
     """`batch` hands in files of requests for half the price, answered within a day."""
     base_url: str | None = None
@@ -88,7 +84,7 @@ class TeacherSection(Section):
     """Environment variable that holds the key, on the machine that calls."""
     limits: LimitsSection = LimitsSection()
     price: PriceSection = PriceSection()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Provider-specific options of a request; null drops a default one."""
 
     @model_validator(mode="after")
@@ -129,6 +125,11 @@ class TeacherSection(Section):
     def external(self) -> bool:
         """Whether asking sends the pairs' text over the network to an API."""
         return self.provider in API_PROVIDERS
+
+    @property
+    def is_predictor(self) -> bool:
+        """Whether it repeats what it learned from other teachers."""
+        return self.provider == "predictor"
 
     @property
     def is_model(self) -> bool:
@@ -192,6 +193,8 @@ class AnnotateSection(Section):
     """Skip calls whose answer cannot move a pair's beta by more than this; null asks them all."""
     redact: bool = False
     """Mask e-mail addresses, phone numbers and keys before text leaves the machine."""
+    mix: MixSection | None = None
+    """Teachers annotate a share, a predictor that learns from them the rest."""
     poll_s: float = Field(60, gt=0)
     """Time between two looks at a provider's batch jobs."""
 

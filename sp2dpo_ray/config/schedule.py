@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sp2dpo_ray.config.panel import Section
+from sp2dpo_ray.config.section import Section
 from sp2dpo_ray.core.schedule.columns import reserved_columns
 from sp2dpo_ray.core.schedule.estimators import PRESETS, Estimator
 from sp2dpo_ray.core.schedule.grid import Panel

@@ -19,10 +19,10 @@ from sp2dpo_ray.config.panel import (
     BudgetSection,
     DecodingSection,
     PromptsSection,
-    Section,
     TeacherSection,
 )
 from sp2dpo_ray.config.schedule import EnsembleSection, MappingSection
+from sp2dpo_ray.config.section import Section
 from sp2dpo_ray.config.sweep import SweepSection
 from sp2dpo_ray.config.training import NOT_THE_RESULT, StudentSection, TrainSection
 from sp2dpo_ray.core.arms import Arm, parse_arm

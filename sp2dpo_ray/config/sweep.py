@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from sp2dpo_ray.config.panel import Section
 from sp2dpo_ray.config.schedule import OF_SHAPE
+from sp2dpo_ray.config.section import Section
 from sp2dpo_ray.core.derived import MAP_KEYS
 from sp2dpo_ray.core.schedule.estimators import PRESETS
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from sp2dpo_ray.config.panel import Section
+from sp2dpo_ray.config.section import Section
 from sp2dpo_ray.core.methods import METHODS, options_of
 from sp2dpo_ray.errors import ConfigError
 

@@ -24,7 +24,7 @@ from sp2dpo_ray.core.hashing import canonical_json, sha256_file, sha256_hex
 from sp2dpo_ray.errors import ArtifactError
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSIONS = {"schedule": 2}  # of the stages whose files have changed since; else 1
+SCHEMA_VERSIONS = {"schedule": 3}  # of the stages whose files have changed since; else 1
 ROWS_AT_ONCE = 4_096  # of a row group: what a reader must hold at a time
 
 

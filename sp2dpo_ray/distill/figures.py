@@ -18,8 +18,8 @@ from sp2dpo_ray.core.schedule.agreement import spearman
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.conformal import covered
 from sp2dpo_ray.distill.features import Texts
-from sp2dpo_ray.distill.predictions import Predictions
-from sp2dpo_ray.distill.predictor import UNFAMILIAR, Split
+from sp2dpo_ray.distill.predictions import UNFAMILIAR, Predictions
+from sp2dpo_ray.distill.predictor import Split
 from sp2dpo_ray.distill.targets import Targets
 
 BINS = 10

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sp2dpo_ray.distill.conformal import intervals
 
 Floats = NDArray[np.float64]
+UNFAMILIAR = 0.5  # share of unknown words above which a pair is unlike all that was learned
 
 
 @dataclass(frozen=True, slots=True)

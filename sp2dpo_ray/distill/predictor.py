@@ -29,7 +29,6 @@ from sp2dpo_ray.errors import ArtifactError, DataError
 
 VERSION = 1
 RECORD = "predictor.json"
-UNFAMILIAR = 0.5  # share of unknown words above which a pair is unlike all that was learned
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.schedule import ensemble
-from sp2dpo_ray.core.schedule.columns import whole_pairs
+from sp2dpo_ray.core.schedule.columns import predicted, whole_pairs
 from sp2dpo_ray.core.schedule.ensemble import Floats
-from sp2dpo_ray.core.schedule.grid import OUTCOMES, Grid
+from sp2dpo_ray.core.schedule.grid import Grid
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 
 
@@ -45,8 +44,7 @@ class Targets:
 
 def targets_of(grid: Grid) -> Targets:
     """The pairs of a grid that teachers answered whole; ids in the grid's order."""
-    predicted = (grid.outcome == OUTCOMES.index(Outcome.PREDICTED)).any(axis=(1, 2))
-    whole = grid.where(whole_pairs(grid) & ~predicted)
+    whole = grid.where(whole_pairs(grid) & ~predicted(grid))
     codes = whole.category.reshape(len(whole), -1)
     counts = (codes[:, :, None] == np.arange(len(CATEGORIES))).sum(axis=1)
     return Targets(

@@ -45,6 +45,7 @@ class PageData:
     betas: dict[str, list[float]]
     by_category: dict[str, dict[str, dict[str, float]]]
     without_model: list[str]
+    predictors: list[str]
     costs: list[CostRow]
 
 

@@ -19,7 +19,7 @@ from sp2dpo_ray.annotate.metrics import expect
 from sp2dpo_ray.annotate.pipeline import Tally
 from sp2dpo_ray.annotate.pipeline import annotate as ask_panel
 from sp2dpo_ray.annotate.preflight import preflight
-from sp2dpo_ray.annotate.record import Record, read_record
+from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.annotate.table import pair_chunks, write_annotations
 from sp2dpo_ray.console import bars, say
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
@@ -30,13 +30,20 @@ from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.panel import PanelWork, panel_of
 from sp2dpo_ray.teachers.catalogue import settings_of
 
-FINAL = SETTLED | {Outcome.SKIPPED}
+FINAL = SETTLED | {Outcome.SKIPPED, Outcome.PREDICTED}
 
 
 def annotate(run: Run) -> Summary:
     """Ask the panel about every pair, as far as the journal does not know the answers."""
     panel = panel_of(run)
-    provenance = run.provenance("annotate", panel.settings, {"prepare": run.path("pairs")})
+    mix = run.config.annotate.mix
+    settings = panel.settings
+    if mix is not None:
+        settings |= {
+            "mix": mix.model_dump(mode="json"),
+            "distill": run.config.distill.model_dump(mode="json"),
+        }
+    provenance = run.provenance("annotate", settings, {"prepare": run.path("pairs")})
     done = run.finished(run.path("annotations"), provenance)
     if done and FINAL.issuperset(done.summary["outcomes"]):
         return done.summary | {
@@ -45,17 +52,19 @@ def annotate(run: Run) -> Summary:
             "calls_reused": done.summary["calls"],
             "cost_usd": 0.0,
         }
-    # an altered journal is refused here, before anything is asked
-    journal = Journal(panel.spec.place)
-    record = read_record(journal.new_entries(), with_gaps=panel.spec.early_stop is not None)
-    tally = Tally()
-    if not run.offline:
-        _ask(run, panel, journal, record, tally)
+    tally, predict = Tally(), None
+    if mix is None:
+        _ask(run, panel, tally)
+    else:
+        from sp2dpo_ray.stages.mix import mixed  # only then is its library needed
+
+        shared = mixed(run, panel, lambda part: _ask(run, part, tally))
+        panel, predict = shared.panel, shared.predict
     answers = Answers(Journal(panel.spec.place).new_entries())
     try:
         with publish(run.path("annotations"), provenance) as draft:
             whole = write_annotations(
-                draft.path / ANNOTATIONS, panel.files, panel.expected, answers
+                draft.path / ANNOTATIONS, panel.files, panel.expected, answers, predict
             )
             if run.offline and (gaps := set(whole.outcomes) - FINAL):
                 raise DataError(_not_on_record(whole.outcomes, gaps))
@@ -65,8 +74,14 @@ def annotate(run: Run) -> Summary:
     return draft.summary | _figures(tally)
 
 
-def _ask(run: Run, panel: PanelWork, journal: Journal, record: Record, tally: Tally) -> None:
-    config, start = run.config, time.perf_counter()
+def _ask(run: Run, panel: PanelWork, tally: Tally) -> None:
+    """Ask the panel's calls that are not on record, and count them into `tally`."""
+    # an altered journal is refused here, before anything is asked
+    journal = Journal(panel.spec.place)
+    record = read_record(journal.new_entries(), with_gaps=panel.spec.early_stop is not None)
+    if run.offline:
+        return
+    config, start, before_s = run.config, time.perf_counter(), tally.seconds
     if journal.torn:
         say(f"annotate: the last line of {journal.torn:,} journal files is torn and left out")
     if record.unanswered:
@@ -84,9 +99,10 @@ def _ask(run: Run, panel: PanelWork, journal: Journal, record: Record, tally: Ta
         if reply.outcome in SETTLED:
             tally.made[name] += 1
             tally.reused[name] -= 1  # the pipeline will find it on record
-            tally.outcomes[name] = Counter({reply.outcome: 1})
+            tally.outcomes.setdefault(name, Counter())[reply.outcome] += 1
     since = read_record(journal.new_entries(), with_gaps=economy)
-    tally.usd = {name: spent.usd for name, spent in since.spent.items()}
+    for name, spent in since.spent.items():
+        tally.usd[name] = tally.usd.get(name, 0.0) + spent.usd
     record.add(since)
     files = list(panel.files.values())
     panel = panel.without_twins()
@@ -95,7 +111,7 @@ def _ask(run: Run, panel: PanelWork, journal: Journal, record: Record, tally: Ta
     streams = [start_batches(order, desk) for order in orders]
     expect(totals)
     with bars("annotate", totals) as advance:
-        twin_calls = len(panel.spec.twins) * len(panel.spec.prompts.systems)
+        twin_calls = len(panel.spec.twins - panel.left_out) * len(panel.spec.prompts.systems)
         for name in totals if twin_calls else ():
             tally.reused[name] += twin_calls
             advance(name, twin_calls, tally.note(name))
@@ -110,7 +126,7 @@ def _ask(run: Run, panel: PanelWork, journal: Journal, record: Record, tally: Ta
             for rows in rows_of(stream):
                 tally.take(rows, advance)
     del limiters
-    tally.seconds = time.perf_counter() - start
+    tally.seconds = before_s + time.perf_counter() - start
 
 
 def _not_on_record(outcomes: Counter[str], gaps: set[str]) -> str:
@@ -128,7 +144,7 @@ def _summary(panel: PanelWork, whole: Any) -> Summary:
         for teacher in panel.spec.teachers
     }
     summary = {
-        "calls": panel.calls_each * len(panel.spec.teachers),
+        "calls": whole.outcomes.total(),
         **whole.summary,
         "prompts": panel.spec.prompts.digest,
         "settings_dropped": {name: value for name, value in dropped.items() if value},

@@ -24,10 +24,14 @@ from sp2dpo_ray.run import Run
 
 @dataclass(frozen=True, slots=True)
 class PanelWork:
-    """The whole panel of a run and the files of pairs by split."""
+    """The whole panel of a run and the files of pairs by split.
+
+    left_out: training pairs that no teacher is asked about.
+    """
 
     spec: PanelSpec
     files: dict[str, Path]
+    left_out: frozenset[str] = frozenset()
 
     @property
     def expected(self) -> Expected:
@@ -36,7 +40,9 @@ class PanelWork:
 
     @property
     def pairs(self) -> int:
-        return sum(pq.read_metadata(file).num_rows for file in self.files.values())
+        """How many teachers are asked about."""
+        rows = sum(pq.read_metadata(file).num_rows for file in self.files.values())
+        return rows - len(self.left_out)
 
     @property
     def calls_each(self) -> int:
@@ -58,7 +64,12 @@ class PanelWork:
     def without_twins(self) -> PanelWork:
         """The same, knowing which pairs repeat the texts of others."""
         twins = find_twins(list(self.files.values()), redact=self.spec.redact)
-        return replace(self, spec=replace(self.spec, twins=twins))
+        return replace(self, spec=replace(self.spec, twins=twins | self.left_out))
+
+    def only(self, asked: set[str], ids: list[str]) -> PanelWork:
+        """The same for so many of the training pairs, whose ids are all of these."""
+        left_out = frozenset(name for name in ids if name not in asked)
+        return replace(self, left_out=left_out, spec=replace(self.spec, twins=left_out))
 
     @property
     def settings(self) -> Any:

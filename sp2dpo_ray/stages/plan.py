@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import pyarrow.parquet as pq
+
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.outlook import look_ahead, total
 from sp2dpo_ray.annotate.record import read_record
+from sp2dpo_ray.core.files import TRAIN
+from sp2dpo_ray.distill.choice import at_random
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.panel import panel_of
 
@@ -18,6 +22,10 @@ def plan(run: Run) -> Summary:
     """Calls, tokens, money and hours that are missing, less what is on record."""
     panel = panel_of(run)
     run.provenance("plan", panel.settings, {"prepare": run.path("pairs")})  # the pairs are whole
+    if mix := run.config.annotate.mix:  # which pairs will be asked is not known; as many at random
+        ids = pq.read_table(run.pairs_file(TRAIN), columns=["prompt_id"])["prompt_id"].to_pylist()
+        rows = at_random(ids, round(mix.share * len(ids)), mix.seed)
+        panel = panel.only({ids[row] for row in rows}, ids)
     panel = panel.without_twins()
     record = read_record(Journal(panel.spec.place).new_entries())
     outlooks = look_ahead(list(panel.files.values()), panel.spec, record)

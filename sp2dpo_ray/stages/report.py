@@ -72,6 +72,7 @@ def report(run: Run) -> Summary:
         betas={name: _betas(run, name) for name in trained},
         by_category={name: s["eval"].get("by_category", {}) for name, s in trained.items()},
         without_model=[t.name for t in config.teachers if not t.is_model],
+        predictors=[t.name for t in config.teachers if t.is_predictor],
         costs=_costs(run),
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sp2dpo_ray.config import TeacherSection
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.artifact import Draft, read_manifest
 from sp2dpo_ray.core.files import ANNOTATIONS, CARD, EXCLUDED, SCHEDULE
@@ -64,11 +65,17 @@ def _facts(run: Run) -> dict[str, Any]:
     return {
         "data": [f"pairs: {source}{rows}"],
         "excluded_before": dict(sorted(Counter(reasons).items())),
-        "teachers": [f"teacher `{t.name}`: {t.provider}, {t.model}" for t in config.teachers],
+        "teachers": [_teacher(t) for t in config.teachers],
         "without_model": [t.name for t in config.teachers if not t.is_model],
+        "predictors": [t.name for t in config.teachers if t.is_predictor],
         "prompts": annotations.summary["prompts"] if annotations else "",
         "decoding": config.decoding.of_answers,
     }
+
+
+def _teacher(teacher: TeacherSection) -> str:
+    model = "distilled from other teachers" if teacher.is_predictor else teacher.model
+    return f"teacher `{teacher.name}`: {teacher.provider}, {model}"
 
 
 def _nothing_whole(run: Run, figures: Summary) -> str:

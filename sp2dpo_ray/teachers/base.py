@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import Outcome
+from sp2dpo_ray.core.artifact import read_manifest
 from sp2dpo_ray.core.calls import Call, TeacherIdentity
 from sp2dpo_ray.core.costs import Usage
-from sp2dpo_ray.errors import ConfigError
+from sp2dpo_ray.errors import ArtifactError, ConfigError
 from sp2dpo_ray.teachers.settings import Settings
 
 DETAIL_LENGTH = 300
@@ -64,12 +66,17 @@ class Teacher(Protocol):
 
 def identity(teacher: TeacherSection, decoding: DecodingSection) -> TeacherIdentity:
     """What of the configuration decides this teacher's answers, and so its call keys."""
-    return TeacherIdentity(
-        name=teacher.name,
-        provider=teacher.provider,
-        model=teacher.model,
-        decoding=decoding.of_answers | {"options": teacher.options},
-    )
+    settings, model = decoding.of_answers | {"options": teacher.options}, teacher.model
+    if teacher.is_predictor:  # it decodes nothing, and is what its files are, wherever they lie
+        settings, model = {}, _digest(Path(teacher.model))
+    return TeacherIdentity(teacher.name, teacher.provider, model, settings)
+
+
+def _digest(folder: Path) -> str:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ArtifactError(f"{folder}: holds no predictor; run: sp2dpo distill, or name another")
+    return manifest.digest
 
 
 def api_key(teacher: TeacherSection) -> str | None:

@@ -16,8 +16,11 @@ PROVIDERS: dict[str, str] = {
     "gemini": "sp2dpo_ray.teachers.gemini:GeminiTeacher",
     "offline": "sp2dpo_ray.teachers.offline:OfflineTeacher",
     "openai": "sp2dpo_ray.teachers.openai_compatible:OpenAITeacher",
+    "predictor": "sp2dpo_ray.distill.teacher:PredictorTeacher",
     "scripted": "sp2dpo_ray.teachers.scripted:ScriptedTeacher",
 }
+
+EXTRAS = {"predictor": "distill"}  # which extra brings a provider's packages; else `annotate`
 
 # providers whose requests carry decoding settings: the module has a function `settings_of`
 DECODING = ("dashscope", "gemini", "openai")
@@ -39,7 +42,7 @@ def _module(teacher: TeacherSection) -> Any:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"teachers: {teacher.name} needs the package {error.name!r}; "
-            "run: pip install 'sp2dpo-ray[annotate]'"
+            f"run: pip install 'sp2dpo-ray[{EXTRAS.get(teacher.provider, 'annotate')}]'"
         ) from error
 
 

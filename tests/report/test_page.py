@@ -64,6 +64,7 @@ def page_data(rows: list[dict[str, Any]] | None = None, **changes: Any) -> PageD
             CostRow("teacher", HOSTILE, 8, 800, 80, None),
             CostRow("judge", "x", 2, 9, 2, 0.5),
         ],
+        "predictors": [HOSTILE],
         "judged": [
             {
                 "model": "base",

@@ -126,6 +126,11 @@ def _limits(recipe: Recipe, figures: Json, facts: Json) -> list[str]:
         "Categories serve the audit; with a map without envelopes of categories they do not move "
         "beta.",
     ]
+    for name in facts.get("predictors", ()):
+        lines.append(
+            f"{name}: a predictor. It repeats what it learned from other teachers' answers; its "
+            "own card says how well."
+        )
     if facts.get("without_model"):
         lines.insert(
             0,
@@ -154,6 +159,13 @@ def _limits(recipe: Recipe, figures: Json, facts: Json) -> list[str]:
         lines.append(
             f"{skipped:,} calls were left out by economy mode: their columns are empty, and its "
             "bound holds for the default column alone."
+        )
+    if figures["predicted"]:
+        lines.insert(
+            0,
+            f"**{figures['predicted']:,} of {figures['pairs']:,} pairs were told by a predictor in "
+            "the teachers' place** (`predicted` in `diagnostics.parquet`): every call of theirs "
+            "holds the same numbers. Agreement is that of the other pairs.",
         )
     if len(recipe.panel.teachers) == 1:
         lines.append("One teacher: nothing says how another would see it.")

@@ -22,6 +22,7 @@ from sp2dpo_ray.core.taxonomy import CATEGORIES, Codes, majority_vote
 
 RANDOM_SEED = 42
 ENSEMBLE = "ens"
+PREDICTED_COLUMN = "predicted"
 DEFAULT_BETA = f"beta_annotators_mean_{ENSEMBLE}"  # Eq. 18
 EXCLUDED_SCHEMA = pa.schema([("prompt_id", pa.string()), ("reason", pa.string())])
 
@@ -50,6 +51,11 @@ def settled(grid: Grid) -> NDArray[np.bool_]:
     """Whether each call is an annotation, or was left out on purpose; (N, J, K)."""
     # a call that economy mode skipped is missing by intention: its columns are empty
     return np.asarray(_valid(grid) | (grid.outcome == OUTCOMES.index(Outcome.SKIPPED)))
+
+
+def predicted(grid: Grid) -> NDArray[np.bool_]:
+    """Whether each pair was told by a predictor in the teachers' place; (N,)."""
+    return np.asarray((grid.outcome == OUTCOMES.index(Outcome.PREDICTED)).any(axis=(1, 2)))
 
 
 def _valid(grid: Grid) -> NDArray[np.bool_]:
@@ -130,6 +136,7 @@ def tables_of(grid: Grid, fitted: Fitted) -> tuple[pa.Table, pa.Table]:
         "prompt_id": grid.ids,
         "category": _names(overall),
         "category_tie_break": tie,
+        PREDICTED_COLUMN: predicted(grid),
         **{
             f"prompt_disagreement_{teacher}": disagreement[:, j]
             for j, teacher in enumerate(panel.teachers)

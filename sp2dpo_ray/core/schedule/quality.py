@@ -21,7 +21,14 @@ from sp2dpo_ray.core.schedule.agreement import (
     standard_ranks,
     votes_by_category,
 )
-from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE, faults, settled, whole_pairs
+from sp2dpo_ray.core.schedule.columns import (
+    DEFAULT_BETA,
+    ENSEMBLE,
+    faults,
+    predicted,
+    settled,
+    whole_pairs,
+)
 from sp2dpo_ray.core.schedule.ensemble import Floats
 from sp2dpo_ray.core.schedule.grid import OUTCOMES, Grid, Panel
 from sp2dpo_ray.core.schedule.reading import Annotations
@@ -60,6 +67,7 @@ def quality(
     counts = {
         "pairs": len(whole),
         "excluded": len(everything) - len(whole),
+        "predicted": int(predicted(whole).sum()),
         "repeated_calls": annotations.repeated,
         "conflicting_calls": annotations.conflicting,
         "coverage": _coverage(everything, panel),
@@ -81,7 +89,7 @@ def quality(
                 },
                 "panel": _share(diagnostics["category_tie_break"].to_numpy()),
             },
-            "agreement": _agreement(whole, panel, table),
+            "agreement": _agreement(*_asked(whole, table), panel),
             "served_models": _served_models(whole, panel),
             "estimators": _sensitivity(beta, fitted, diagnostics),
             "fit": fitted.json,
@@ -132,7 +140,13 @@ def _by_disagreement(beta: Floats, diagnostics: pa.Table) -> Json:
     }
 
 
-def _agreement(grid: Grid, panel: Panel, table: pa.Table) -> Json:
+def _asked(grid: Grid, table: pa.Table) -> tuple[Grid, pa.Table]:
+    """Without the pairs that a predictor told: the same number in every call is no agreement."""
+    asked = ~predicted(grid)
+    return (grid, table) if asked.all() else (grid.where(asked), table.filter(pa.array(asked)))
+
+
+def _agreement(grid: Grid, table: pa.Table, panel: Panel) -> Json:
     votes = {"all calls": votes_by_category(grid.category.reshape(len(grid), -1))}
     ens = np.stack(
         [votes_by_category(grid.category[:, j]).argmax(axis=1) for j in range(len(panel.teachers))],
