@@ -18,7 +18,7 @@ class DistillSection(Section):
     """Share of unseen pairs whose gap lies in the predictor's interval."""
     least_pairs: int = Field(100, ge=40)
     """Annotated pairs without which no predictor is trained."""
-    rounds: int = Field(150, ge=1)
+    rounds: int = Field(80, ge=1)
     """Boosting rounds of each of the trees."""
     swap: bool = True
     """Learn every pair with its responses exchanged, too: confidence is one less the other."""

@@ -71,9 +71,12 @@ class PriceSection(Section):
 class TeacherSection(Section):
     name: Annotated[str, Field(pattern=f"^{NAME}$")]
     """Short name, part of column names: lower-case letters and digits."""
-    provider: Literal["openai", "gemini", "dashscope", "predictor", "offline", "scripted"]
-    """`openai`: also any OpenAI-compatible endpoint. `predictor`: what `distill` published.
-    `offline`: rules on the text, no network. `scripted`: answers from a file, for tests."""
+    provider: Literal[
+        "openai", "gemini", "dashscope", "transformers", "predictor", "offline", "scripted"
+    ]
+    """`openai`: also any OpenAI-compatible endpoint. `transformers`: a model in the
+    actors' own processes. `predictor`: what `distill` published. `offline`: rules on the text, no
+    network. `scripted`: answers from a file, for tests."""
     model: str
     """Model id as the provider knows it; of a predictor its folder."""
     mode: Literal["interactive", "batch"] = "interactive"

@@ -24,11 +24,11 @@ NOVEL_BITS = 20  # of the words that training has seen
 PAIRS_AT_ONCE = 2_000
 Floats = NDArray[np.float32]
 
-# groups of bytes, counted in one pass
+# groups of bytes, none in two of them
 BYTES: dict[str, bytes] = {
     "digits": b"0123456789",
     "capitals": bytes(range(65, 91)),
-    "stops": b".!?",
+    "points": b".",
     "questions": b"?",
     "exclamations": b"!",
     "commas": b",;:",
@@ -167,6 +167,9 @@ class _Words:
     distinct: NDArray[np.uint32]
 
 
+GROUP_OF_BYTE = np.zeros(256, np.uint8)  # 0: none
+for _place, _group in enumerate(BYTES.values(), start=1):
+    GROUP_OF_BYTE[list(_group)] = _place
 GROUP_OF = {word: place for place, group in enumerate(WORDS.values()) for word in group}
 
 
@@ -220,13 +223,13 @@ def _bytes(texts: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     _, offsets, data = texts.cast(pa.large_binary()).buffers()
     offset = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     raw = np.frombuffer(data, np.uint8)[offset[0] : offset[-1]] if data else np.zeros(0, np.uint8)
-    length = np.diff(offset)
-    row = np.repeat(np.arange(len(texts), dtype=np.int64) * 256, length)
-    table = np.bincount(row + raw, minlength=256 * len(texts)).reshape(len(texts), 256)
-    groups = np.zeros((256, len(BYTES)))
-    for place, group in enumerate(BYTES.values()):
-        groups[list(group), place] = 1
-    return table @ groups, length
+    # few bytes are of a group, and only those are looked at one by one
+    group = GROUP_OF_BYTE[raw]
+    place = np.flatnonzero(group)
+    row = np.searchsorted(offset[1:] - offset[0], place, side="right")
+    width = len(BYTES) + 1
+    table = np.bincount(row * width + group[place], minlength=width * len(texts))
+    return table.reshape(len(texts), width)[:, 1:].astype(np.float64), np.diff(offset)
 
 
 def _sizes(bits: NDArray[np.uint64]) -> NDArray[np.int64]:

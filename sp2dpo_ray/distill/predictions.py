@@ -6,7 +6,8 @@ magnitude times confidence is the gap, both lie in [0, 1], and the interval hold
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,11 @@ class Raw:
 
     def __len__(self) -> int:
         return len(self.gap)
+
+    @staticmethod
+    def joined(pieces: Sequence[Raw]) -> Raw:
+        columns = ([getattr(piece, field.name) for piece in pieces] for field in fields(Raw))
+        return Raw(*map(np.concatenate, columns))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,11 @@
 """Provider `predictor`: a distilled predictor in a teacher's chair.
 
-In: a `Call`. Out: the JSON text that the panel it learned from would write. Invariant: calls that
-wait together are answered together, in one pass of the model; the answer depends on the pair alone.
+In: a `Call`. Out: the JSON text that the panel it learned from would write. Invariant: the answer
+depends on the pair and the predictor's files alone.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -22,6 +21,9 @@ from sp2dpo_ray.distill.predictor import load_predictor
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.teachers.base import Reply
 from sp2dpo_ray.teachers.settings import Settings
+from sp2dpo_ray.teachers.together import Together
+
+MOST_AT_ONCE = 2_000
 
 
 def texts_of_pairs(pairs: list[Pair]) -> Texts:
@@ -40,43 +42,23 @@ class PredictorTeacher:
         if teacher.options:
             raise ConfigError(f"teachers: {teacher.name}: a predictor takes no options")
         self._predictor = load_predictor(Path(teacher.model))
-        self._waiting: list[tuple[Pair, asyncio.Future[str]]] = []
-        self._work: asyncio.Task[None] | None = None
+        self._together = Together(self._answer, MOST_AT_ONCE)
 
     async def ask(self, call: Call) -> Reply:
-        answer = asyncio.get_running_loop().create_future()
-        self._waiting.append((call.pair, answer))
-        if self._work is None:
-            self._work = asyncio.create_task(self._answer_all())
-        return Reply(Outcome.OK, text=await answer, served_model=self._predictor.name)
-
-    async def _answer_all(self) -> None:
-        """Until nobody waits; a loop, since calls come in while a batch is worked on."""
-        await asyncio.sleep(0)  # the others of this turn
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            try:
-                texts = await asyncio.to_thread(self._texts, [pair for pair, _ in batch])
-            except Exception as error:  # each call has its own record of it
-                for _, answer in batch:
-                    answer.set_exception(error)
-            else:
-                for (_, answer), text in zip(batch, texts, strict=True):
-                    answer.set_result(text)
-        self._work = None
-
-    def _texts(self, pairs: list[Pair]) -> list[str]:
-        found = self._predictor.predict(texts_of_pairs(pairs), threads=1)
-        return [
-            json.dumps(
-                {
-                    CATEGORY_KEY: str(CATEGORIES[found.category[row]]),
-                    MAGNITUDE_KEY: float(found.magnitude[row]),
-                    CONFIDENCE_KEY: float(found.confidence[row]),
-                }
-            )
-            for row in range(len(pairs))
-        ]
+        return await self._together.ask(call)
 
     async def close(self) -> None:
         """Nothing to release."""
+
+    def _answer(self, calls: list[Call]) -> list[Reply]:
+        found = self._predictor.predict(texts_of_pairs([call.pair for call in calls]), threads=1)
+        answers = [
+            {
+                CATEGORY_KEY: str(CATEGORIES[found.category[row]]),
+                MAGNITUDE_KEY: float(found.magnitude[row]),
+                CONFIDENCE_KEY: float(found.confidence[row]),
+            }
+            for row in range(len(calls))
+        ]
+        name = self._predictor.name
+        return [Reply(Outcome.OK, text=json.dumps(row), served_model=name) for row in answers]

@@ -18,12 +18,14 @@ PROVIDERS: dict[str, str] = {
     "openai": "sp2dpo_ray.teachers.openai_compatible:OpenAITeacher",
     "predictor": "sp2dpo_ray.distill.teacher:PredictorTeacher",
     "scripted": "sp2dpo_ray.teachers.scripted:ScriptedTeacher",
+    "transformers": "sp2dpo_ray.teachers.transformers_model:TransformersTeacher",
 }
 
-EXTRAS = {"predictor": "distill"}  # which extra brings a provider's packages; else `annotate`
+# which extra brings a provider's packages; else `annotate`
+EXTRAS = {"predictor": "distill", "transformers": "local"}
 
 # providers whose requests carry decoding settings: the module has a function `settings_of`
-DECODING = ("dashscope", "gemini", "openai")
+DECODING = ("dashscope", "gemini", "openai", "transformers")
 
 
 def settings_of(teacher: TeacherSection, decoding: DecodingSection) -> Settings:

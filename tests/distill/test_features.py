@@ -43,7 +43,7 @@ def test_a_response_is_counted_as_a_person_would() -> None:
     words = ["sorry,", "i", "might", "not", "know.", "-", "42!"]
     assert first["log_words"] == pytest.approx(np.log1p(len(words)))
     assert first["log_bytes"] == pytest.approx(np.log1p(len("Sorry, I might NOT know.\n- 42!")))
-    counts = {"digits": 2, "capitals": 5, "stops": 2, "lines": 1, "commas": 1, "exclamations": 1}
+    counts = {"digits": 2, "capitals": 5, "points": 1, "lines": 1, "commas": 1, "exclamations": 1}
     assert {name: round(np.expm1(first[name])) for name in BYTES} == dict.fromkeys(
         BYTES, 0
     ) | counts

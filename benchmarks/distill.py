@@ -1,0 +1,222 @@
+"""The light predictor on pairs of your own: speed, error, coverage, and what active choice saves.
+
+Run as: python benchmarks/distill.py PAIRS.parquet [--quick]. The file holds pairs with the columns
+score_chosen and score_rejected (UltraFeedback's form); a synthetic panel of three teachers and
+three prompts answers about them, driven by the score gap. Prints Markdown tables and the machine first;
+machines drift, so compare within one run only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from sp2dpo_ray.config.distill import DistillSection
+from sp2dpo_ray.core.economy import needed_first, settled
+from sp2dpo_ray.core.pairs import Pair, read_pairs
+from sp2dpo_ray.core.schedule.mapping import BetaMap
+from sp2dpo_ray.distill.choice import at_random, widest
+from sp2dpo_ray.distill.features import Texts
+from sp2dpo_ray.distill.figures import figures_of
+from sp2dpo_ray.distill.predictor import Predictor, split_by_prompt, train
+from sp2dpo_ray.distill.targets import Targets
+from sp2dpo_ray.distill.teacher import texts_of_pairs
+
+SECTION = DistillSection()
+ORIGIN: dict[str, Any] = {
+    "teachers": [], "prompts": "", "variants": [], "redact": False, "lambda_id": "",
+    "categories": [],
+}  # fmt: skip
+WIDTH = 0.27  # of the paper's envelope
+TEACHERS, VARIANTS = 3, 3
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
+STOP = 0.005  # of economy mode, in beta
+
+
+def read(path: Path, limit: int | None) -> tuple[Texts, list[str], np.ndarray]:
+    table = pq.read_table(path)
+    table = table.slice(0, limit) if limit else table
+    pairs, gaps = [], []
+    scores = table["score_chosen"].to_numpy() - table["score_rejected"].to_numpy()
+    for pair, gap in zip(read_pairs(table), scores, strict=True):
+        if isinstance(pair, Pair):
+            pairs.append(pair)
+            gaps.append(gap)
+    return texts_of_pairs(pairs), [f"{i}" for i in range(len(pairs))], np.array(gaps)
+
+
+def panel(gap: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """magnitude, confidence (N, J, K) and categories (N, 6) of the synthetic panel: confidence a
+    logistic of the score gap, magnitude its tanh, with noise of the pair, the teacher and the
+    prompt; the category a noisy band of the gap."""
+    draw = np.random.default_rng(seed)
+    shape = (len(gap), TEACHERS, VARIANTS)
+    noise = 0.6 * draw.normal(size=shape) + 0.5 * draw.normal(size=(len(gap), TEACHERS, 1))
+    confidence = 1 / (1 + np.exp(-(0.9 * gap[:, None, None] + noise)))
+    magnitude = np.tanh(gap / 3)[:, None, None] + 0.1 + 0.1 * draw.normal(size=shape)
+    band = np.digitize(gap + draw.normal(size=len(gap)), (0.5, 1.2, 2.2, 3.5, 5.0))
+    return np.clip(magnitude, 0, 1), confidence, np.eye(6)[5 - band]
+
+
+def targets_of(magnitude: np.ndarray, confidence: np.ndarray, categories: np.ndarray) -> Targets:
+    def ensembled(values: np.ndarray) -> np.ndarray:
+        return np.median(values, axis=2).mean(axis=1)
+
+    return Targets(
+        pa.array([f"{i}" for i in range(len(magnitude))]),
+        ensembled(magnitude * confidence), ensembled(confidence),
+        ensembled(magnitude * (1 - confidence)), categories,
+    )  # fmt: skip
+
+
+def learned(texts: Texts, targets: Targets, rows: np.ndarray, fair: np.ndarray) -> Predictor:
+    part = texts.take(rows)
+    split = split_by_prompt(part, SECTION, fair)
+    return train(part, targets.take(rows), split, SECTION, ORIGIN)
+
+
+def worth(texts: Texts, targets: Targets) -> Predictor:
+    start = time.perf_counter()
+    split = split_by_prompt(texts, SECTION)
+    predictor = train(texts, targets, split, SECTION, ORIGIN)
+    seconds = time.perf_counter() - start
+    found = predictor.predict(texts.take(split.test))
+    figures = figures_of(found, texts, targets, split, WIDTH)
+    print(f"\n## Worth ({len(texts):,} pairs, {len(split.test):,} of them to test)\n")
+    print("| | error of beta | root mean square | Spearman |\n|---|---:|---:|---:|")
+    for title, key, rank in (
+        ("predictor", "", figures["spearman"]),
+        ("length difference", "_length", figures["spearman_length"]),
+        ("constant", "_constant", None),
+    ):  # fmt: skip
+        told = "" if rank is None else f"{rank:.3f}"
+        print(f"| {title} | {figures['mae' + key]:.4f} | {figures['rmse' + key]:.4f} | {told} |")
+    print(f"\nTraining, features included: {seconds:.1f} s. 90 % intervals hold "
+          f"{figures['coverage']:.1%}, mean width {figures['width']:.4f} of beta. Category "
+          f"{figures['category_accuracy']:.1%} right, the most frequent alone "
+          f"{figures['category_accuracy_constant']:.1%}.")  # fmt: skip
+    return predictor
+
+
+@ray.remote(num_cpus=1)
+class Speaker:
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    def predict(self, texts: Texts) -> int:
+        return len(self._predictor.predict(texts, threads=1))
+
+
+def speed(texts: Texts, predictor: Predictor, rounds: int) -> None:
+    part = texts.slice(0, min(len(texts), 20_000))
+    pieces = [part.slice(start, 2_000) for start in range(0, len(part), 2_000)]
+    one, both = [], []
+    actors = [Speaker.remote(predictor) for _ in range(2)]
+    ray.get([actor.predict.remote(pieces[0]) for actor in actors])
+    references = [ray.put(piece) for piece in pieces]
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for piece in pieces:
+            predictor.predict(piece, threads=1)
+        one.append(len(part) / (time.perf_counter() - start))
+        start = time.perf_counter()
+        ray.get([actors[i % 2].predict.remote(piece) for i, piece in enumerate(references)])
+        both.append(len(part) / (time.perf_counter() - start))
+    print("\n## Speed (pairs a second, texts in memory, median)\n")
+    print(f"| one process of one thread | two Ray actors of one |\n|---:|---:|\n"
+          f"| {statistics.median(one):,.0f} | {statistics.median(both):,.0f} |")  # fmt: skip
+
+
+def frontier(
+    texts: Texts, targets: Targets, calls: tuple[np.ndarray, np.ndarray], ids: list[str]
+) -> None:
+    """Error of beta over all pairs (asked ones have none) against calls made."""
+    beta = BetaMap()
+    order = needed_first(VARIANTS)
+    every = TEACHERS * VARIANTS
+    print("\n## What choosing saves: error of beta over all pairs against calls\n")
+    print("| share asked | calls, % of all | random | active | saved calls (economy mode on top) |")
+    print("|---:|---:|---:|---:|---:|")
+    rows = {"random": [], "active": []}
+    thrift = economy(calls, beta, order)
+    for share in SHARES:
+        told = {}
+        for choice in rows:
+            asked = choose(texts, targets, ids, share, choice)
+            predictor = learned(texts, targets, asked, first_part(ids, share)[asked])
+            rest = np.setdiff1d(np.arange(len(ids)), asked)
+            error = np.abs(predictor.predict(texts.take(rest)).gap - targets.gap[rest])
+            told[choice] = WIDTH * error.sum() / len(ids)
+            rows[choice].append((len(asked) * every, told[choice]))
+        print(f"| {share:.0%} | {share:.0%} | {told['random']:.4f} | {told['active']:.4f} | "
+              f"{1 - thrift[asked].sum() / (len(asked) * every):.0%} |", flush=True)  # fmt: skip
+    print()
+    for calls_random, error in rows["random"]:
+        needed = np.interp(-error, [-e for _, e in rows["active"]], [c for c, _ in rows["active"]])
+        print(f"- random choice's error with {calls_random:,} calls takes active choice "
+              f"{needed:,.0f}: {needed / calls_random:.0%}")  # fmt: skip
+
+
+def first_part(ids: list[str], share: float) -> np.ndarray:
+    marks = np.zeros(len(ids), bool)
+    marks[at_random(ids, round(0.4 * share * len(ids)), 0)] = True
+    return marks
+
+
+def choose(texts: Texts, targets: Targets, ids: list[str], share: float, choice: str) -> np.ndarray:
+    """The rows that three rounds ask about."""
+    whole = round(share * len(ids))
+    if choice == "random":
+        return at_random(ids, whole, 0)
+    fair = first_part(ids, share)
+    asked = np.flatnonzero(fair)
+    for left in (2, 1):
+        predictor = learned(texts, targets, asked, fair[asked])
+        rest = np.setdiff1d(np.arange(len(ids)), asked)
+        count = -(-(whole - len(asked)) // left)
+        picked = widest([ids[row] for row in rest], predictor.predict(texts.take(rest)), count)
+        asked = np.sort(np.concatenate([asked, rest[picked]]))
+    return asked
+
+
+def economy(calls: tuple[np.ndarray, np.ndarray], beta: BetaMap, order: int) -> np.ndarray:
+    """Calls that economy mode makes of each pair."""
+    gap = calls[0] * calls[1]
+    made = np.zeros(len(gap), np.int64)
+    for row, teachers in enumerate(gap):
+        for values in teachers:
+            asked = order
+            while asked < VARIANTS and not settled(list(values[:asked]), VARIANTS, beta, STOP):
+                asked += 1
+            made[row] += asked
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pairs", type=Path)
+    parser.add_argument("--quick", action="store_true", help="6,000 pairs")
+    given = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores")
+    texts, ids, gap = read(given.pairs, 6_000 if given.quick else None)
+    magnitude, confidence, categories = panel(gap)
+    targets = targets_of(magnitude, confidence, categories)
+    predictor = worth(texts, targets)
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    speed(texts, predictor, 1 if given.quick else 5)
+    ray.shutdown()
+    frontier(texts, targets, (magnitude, confidence), ids)
+
+
+if __name__ == "__main__":
+    main()
