@@ -2,8 +2,8 @@
 
 Run as: python benchmarks/distill.py PAIRS.parquet [--quick]. The file holds pairs with the columns
 score_chosen and score_rejected (UltraFeedback's form); a synthetic panel of three teachers and
-three prompts answers about them, driven by the score gap. Prints Markdown tables and the machine first;
-machines drift, so compare within one run only.
+three prompts answers about them, driven by the score gap. Prints Markdown tables and the machine
+first; machines drift, so compare within one run only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.distill.choice import at_random, widest
 from sp2dpo_ray.distill.features import Texts
 from sp2dpo_ray.distill.figures import figures_of
-from sp2dpo_ray.distill.predictor import Predictor, split_by_prompt, train
+from sp2dpo_ray.distill.predictor import Predictor, split_by, train
 from sp2dpo_ray.distill.targets import Targets
 from sp2dpo_ray.distill.teacher import texts_of_pairs
 
@@ -45,7 +45,8 @@ STOP = 0.005  # of economy mode, in beta
 
 def read(path: Path, limit: int | None) -> tuple[Texts, list[str], np.ndarray]:
     table = pq.read_table(path)
-    table = table.slice(0, limit) if limit else table
+    if limit:  # files are often sorted by their source
+        table = table.take(np.random.default_rng(0).permutation(table.num_rows)[:limit])
     pairs, gaps = [], []
     scores = table["score_chosen"].to_numpy() - table["score_rejected"].to_numpy()
     for pair, gap in zip(read_pairs(table), scores, strict=True):
@@ -81,30 +82,30 @@ def targets_of(magnitude: np.ndarray, confidence: np.ndarray, categories: np.nda
 
 def learned(texts: Texts, targets: Targets, rows: np.ndarray, fair: np.ndarray) -> Predictor:
     part = texts.take(rows)
-    split = split_by_prompt(part, SECTION, fair)
+    split = split_by([f"{row}" for row in rows], SECTION, fair)
     return train(part, targets.take(rows), split, SECTION, ORIGIN)
 
 
-def worth(texts: Texts, targets: Targets) -> Predictor:
+def worth(texts: Texts, targets: Targets, keys: list[str], what: str) -> Predictor:
     start = time.perf_counter()
-    split = split_by_prompt(texts, SECTION)
+    split = split_by(keys, SECTION)
     predictor = train(texts, targets, split, SECTION, ORIGIN)
     seconds = time.perf_counter() - start
     found = predictor.predict(texts.take(split.test))
     figures = figures_of(found, texts, targets, split, WIDTH)
-    print(f"\n## Worth ({len(texts):,} pairs, {len(split.test):,} of them to test)\n")
+    print(f"\n## {what} ({len(texts):,} pairs, {len(split.test):,} of them to test)\n")
     print("| | error of beta | root mean square | Spearman |\n|---|---:|---:|---:|")
     for title, key, rank in (
         ("predictor", "", figures["spearman"]),
         ("length difference", "_length", figures["spearman_length"]),
         ("constant", "_constant", None),
-    ):  # fmt: skip
+    ):
         told = "" if rank is None else f"{rank:.3f}"
         print(f"| {title} | {figures['mae' + key]:.4f} | {figures['rmse' + key]:.4f} | {told} |")
     print(f"\nTraining, features included: {seconds:.1f} s. 90 % intervals hold "
           f"{figures['coverage']:.1%}, mean width {figures['width']:.4f} of beta. Category "
           f"{figures['category_accuracy']:.1%} right, the most frequent alone "
-          f"{figures['category_accuracy_constant']:.1%}.")  # fmt: skip
+          f"{figures['category_accuracy_constant']:.1%}.", flush=True)  # fmt: skip
     return predictor
 
 
@@ -211,7 +212,10 @@ def main() -> None:
     texts, ids, gap = read(given.pairs, 6_000 if given.quick else None)
     magnitude, confidence, categories = panel(gap)
     targets = targets_of(magnitude, confidence, categories)
-    predictor = worth(texts, targets)
+    prompts = texts.prompt.to_pylist()
+    print(f"{len(texts):,} pairs, {len(set(prompts)):,} prompts")
+    worth(texts, targets, prompts, "Prompts that training has not seen")
+    predictor = worth(texts, targets, ids, "Other pairs of the same data set")
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     speed(texts, predictor, 1 if given.quick else 5)
     ray.shutdown()

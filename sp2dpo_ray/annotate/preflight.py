@@ -62,7 +62,8 @@ def _first_calls(spec: PanelSpec, pairs: list[Pair], record: Record) -> dict[str
 def _ask_once(spec: PanelSpec, calls: dict[str, Call], desk: Any) -> dict[str, Reply]:
     async def ask() -> dict[str, Reply]:
         # one call of a teacher in batch mode, too, goes out at once, at the full price
-        teachers = tuple(t.model_copy(update={"mode": "interactive"}) for t in spec.teachers)
+        asked = (t for t in spec.teachers if not t.on_engine)
+        teachers = tuple(t.model_copy(update={"mode": "interactive"}) for t in asked)
         chairs = await seat(replace(spec, teachers=teachers), desk)
         try:
             replies = await asyncio.gather(*(chairs[name].ask(calls[name]) for name in calls))

@@ -68,15 +68,34 @@ class PriceSection(Section):
         return self.input is not None
 
 
+class EngineSection(Section):
+    """Where a self-hosted model runs; nothing of it changes an answer's key."""
+
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that share each layer."""
+    pipeline_parallel: int = Field(1, ge=1)
+    """Groups of GPUs that share the layers."""
+    replicas: int = Field(1, ge=1)
+    """Copies of the model."""
+    rows: int = Field(16, ge=1)
+    """Calls that are worked on together; vLLM takes several such lots at once."""
+    accelerator: str | None = None
+    """Kind of GPU in Ray's words, say A100-80G."""
+
+    @property
+    def gpus(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel * self.replicas
+
+
 class TeacherSection(Section):
     name: Annotated[str, Field(pattern=f"^{NAME}$")]
     """Short name, part of column names: lower-case letters and digits."""
     provider: Literal[
-        "openai", "gemini", "dashscope", "transformers", "predictor", "offline", "scripted"
+        "openai", "gemini", "dashscope", "vllm", "transformers", "predictor", "offline", "scripted"
     ]
-    """`openai`: also any OpenAI-compatible endpoint. `transformers`: a model in the
-    actors' own processes. `predictor`: what `distill` published. `offline`: rules on the text, no
-    network. `scripted`: answers from a file, for tests."""
+    """`openai`: also any OpenAI-compatible endpoint. `vllm`: a model on this cluster's GPUs.
+    `transformers`: a model in the actors' own processes. `predictor`: what `distill` published.
+    `offline`: rules on the text, no network. `scripted`: answers from a file, for tests."""
     model: str
     """Model id as the provider knows it; of a predictor its folder."""
     mode: Literal["interactive", "batch"] = "interactive"
@@ -87,6 +106,8 @@ class TeacherSection(Section):
     """Environment variable that holds the key, on the machine that calls."""
     limits: LimitsSection = LimitsSection()
     price: PriceSection = PriceSection()
+    engine: EngineSection = EngineSection()
+    """Of `vllm`; `rows` of `transformers` too."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Provider-specific options of a request; null drops a default one."""
 
@@ -108,6 +129,10 @@ class TeacherSection(Section):
             raise ValueError(
                 f"api_key_env must name the environment variable with the key of {self.name}"
             )
+        read = {"vllm": EngineSection.model_fields, "transformers": ("rows",)}
+        given = {name for name, value in self.engine if value != getattr(EngineSection(), name)}
+        if unread := sorted(given.difference(read.get(self.provider, ()))):
+            raise ValueError(f"engine: provider {self.provider} does not read {unread}")
         if self.mode == "batch" and self.provider not in BATCH_PROVIDERS:
             raise ValueError(
                 f"mode: batch is there for {sorted(BATCH_PROVIDERS)}, not for {self.provider}"
@@ -128,6 +153,11 @@ class TeacherSection(Section):
     def external(self) -> bool:
         """Whether asking sends the pairs' text over the network to an API."""
         return self.provider in API_PROVIDERS
+
+    @property
+    def on_engine(self) -> bool:
+        """Whether it is asked through Ray Data's own engine, and not call by call."""
+        return self.provider == "vllm"
 
     @property
     def is_predictor(self) -> bool:

@@ -109,15 +109,16 @@ def load(folder: Path) -> LightModel:
 
 
 def fit(
-    features: Features, targets: Targets, *, coverage: float, rounds: int, swap: bool, seed: int
-) -> LightModel:
-    """Train on pairs whose rows are the same in both.
+    features: Features, targets: Targets, folds: NDArray[np.int64], *,
+    coverage: float, rounds: int, swap: bool, seed: int,
+) -> LightModel:  # fmt: skip
+    """Train on pairs whose rows are the same in all three.
 
-    swap: learn every pair turned round, too, where confidence is one less the other.
+    folds: below FOLDS; what the trees learn of the words' scores is how they do on rows of another
+    fold. swap: learn every pair turned round, too, where confidence is one less the other.
     """
     signed = np.column_stack([targets.confidence - 0.5, targets.gap - targets.turned_gap])
     grams = features.first_grams - features.second_grams
-    folds = np.random.default_rng(seed).integers(FOLDS, size=len(targets))
     scores = np.zeros((len(targets), 2), np.float32)
     for fold in range(FOLDS):  # trees must not see scores of pairs that the ridge was fitted on
         out = folds == fold

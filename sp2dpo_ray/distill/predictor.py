@@ -1,8 +1,8 @@
 """A predictor as an artifact: trained, calibrated on pairs apart, tested on others, saved.
 
 In: texts and targets. Out: a folder's files and figures; a `Predictor` from such a folder.
-Invariant: the pairs that train, that calibrate and that test are disjoint and drawn by their
-prompts, so that no prompt is on two sides; what is loaded is checked against its manifest.
+Invariant: what trains, what calibrates and what tests have no key in common; what is loaded is
+checked against its manifest.
 """
 
 from __future__ import annotations
@@ -33,27 +33,30 @@ RECORD = "predictor.json"
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows that train, calibrate and test."""
+    """Rows that train, calibrate and test; folds: of the rows that train, which of them are left
+    out together."""
 
     fit: NDArray[np.int64]
     calibrate: NDArray[np.int64]
     test: NDArray[np.int64]
+    folds: NDArray[np.int64]
 
 
-def split_by_prompt(
-    texts: Texts, section: DistillSection, fair: NDArray[np.bool_] | None = None
+def split_by(
+    keys: list[str], section: DistillSection, fair: NDArray[np.bool_] | None = None
 ) -> Split:
-    """fair: (N,) pairs that were drawn at random; only those calibrate and test. None: all."""
-    draws = uniform_draws(texts.prompt.to_pylist(), seed=section.seed, purpose="distill")
-    fair = np.ones(len(texts), bool) if fair is None else fair
-    # of the fair ones as many as of all, were all fair
+    """keys: of each row what must not be on two sides: its prompt where the predictor will see new
+    prompts, its id where it will speak of the same data set's other pairs. fair: (N,) rows that
+    were drawn at random; only those calibrate and test. None: all."""
+    draws = uniform_draws(keys, seed=section.seed, purpose="distill")
+    fair = np.ones(len(keys), bool) if fair is None else fair
+    # at least half of the fair rows train
     share = section.calibrate * min(1.0, len(fair) / max(2 * fair.sum(), 1))
     calibrate, test = draws < share, (draws >= share) & (draws < 2 * share)
-    rows = [
-        np.flatnonzero(part)
-        for part in (~((calibrate | test) & fair), calibrate & fair, test & fair)
-    ]
-    return Split(*rows)
+    fit = np.flatnonzero(~((calibrate | test) & fair))
+    # another stretch of the same draws: rows that train are spread over all of them but the first
+    folds = np.minimum((draws[fit] * 1000 % 1 * light.FOLDS).astype(np.int64), light.FOLDS - 1)
+    return Split(fit, np.flatnonzero(calibrate & fair), np.flatnonzero(test & fair), folds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ def train(
             f"distill.least_pairs asks for {section.least_pairs:,}; annotate more"
         )
     model = light.fit(
-        features_of(texts.take(split.fit)), targets.take(split.fit),
+        features_of(texts.take(split.fit)), targets.take(split.fit), split.folds,
         coverage=section.coverage, rounds=section.rounds, swap=section.swap, seed=section.seed,
     )  # fmt: skip
     raw = model.predict(texts.take(split.calibrate))

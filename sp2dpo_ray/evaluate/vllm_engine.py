@@ -25,11 +25,16 @@ BATCH = 64
 
 
 def check_vllm() -> None:
-    """Refuse where vLLM is not installed, before anything is started."""
+    """Refuse where vLLM is not installed or no GPU is there: the engine would wait for ever."""
     if find_spec("vllm") is None:
         raise ConfigError(
             "generate.engine: vllm is not installed here; pip install 'ray[llm]' on every GPU node "
             "and here, or take generate.engine: transformers"
+        )
+    if not ray.cluster_resources().get("GPU"):
+        raise ConfigError(
+            "generate.engine: vllm needs a GPU, and this cluster has none; take generate.engine: "
+            "transformers"
         )
 
 
@@ -64,7 +69,7 @@ def answer_with_vllm(
             "enable_prefix_caching": True,
             "trust_remote_code": False,
         },
-        concurrency=replicas,
+        concurrency=(replicas, replicas),  # one number would begin with one
         batch_size=BATCH,
     )
     processor = build_processor(

@@ -13,6 +13,7 @@ from typing import Any
 from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.batches import Order, rows_of, start_batches
 from sp2dpo_ray.annotate.desk import open_desk
+from sp2dpo_ray.annotate.engine import start_engine
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.limiter import limiter_of
 from sp2dpo_ray.annotate.metrics import expect
@@ -122,6 +123,9 @@ def _ask(run: Run, panel: PanelWork, tally: Tally) -> None:
                 pairs_per_batch=config.annotate.pairs_per_batch,
                 progress=advance, tally=tally,
             )  # fmt: skip
+        for engine in panel.engines:  # one after the other: each may take every GPU
+            for rows in rows_of(start_engine(Order(engine, files, record, config.annotate.poll_s))):
+                tally.take(rows, advance)
         for stream in streams:
             for rows in rows_of(stream):
                 tally.take(rows, advance)

@@ -24,7 +24,7 @@ from sp2dpo_ray.distill.card import USELESS, card
 from sp2dpo_ray.distill.features import Texts, texts_of
 from sp2dpo_ray.distill.figures import figures_of, skill
 from sp2dpo_ray.distill.predictions import Predictions
-from sp2dpo_ray.distill.predictor import split_by_prompt, train
+from sp2dpo_ray.distill.predictor import split_by, train
 from sp2dpo_ray.distill.targets import Targets, targets_of
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.panel import panel_of
@@ -44,7 +44,7 @@ def distill(run: Run) -> Summary:
         start = time.perf_counter()
         targets = answered(run)
         texts = texts_by_id(run, targets.ids)
-        split = split_by_prompt(texts, section)
+        split = split_by(texts.prompt.to_pylist(), section)
         predictor = train(texts, targets, split, section, origin_of(run, targets))
         predictor.save(draft.path)
         found = predictor.predict(texts.take(split.test))

@@ -61,6 +61,8 @@ def _examine(teacher: TeacherSection, config: Config, problems: list[str]) -> di
     found: dict[str, Any] = {"provider": teacher.provider, "model": teacher.model}
     try:
         found["settings_dropped"] = settings_of(teacher, config.decoding).dropped
+        if teacher.on_engine:
+            return found | {"state": "runs on this cluster; annotate looks for vLLM and the GPUs"}
         made = make_teacher(teacher, config.decoding)
         reply = asyncio.run(_ask(made, teacher, config))
         judge(teacher.name, reply, config.decoding.max_output_tokens)

@@ -31,7 +31,7 @@ from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.card import card
 from sp2dpo_ray.distill.choice import at_random, widest
 from sp2dpo_ray.distill.figures import figures_of
-from sp2dpo_ray.distill.predictor import Predictor, load_predictor, split_by_prompt, train
+from sp2dpo_ray.distill.predictor import Predictor, load_predictor, split_by, train
 from sp2dpo_ray.distill.targets import Targets, targets_of
 from sp2dpo_ray.distill.teacher import texts_of_pairs
 from sp2dpo_ray.errors import DataError
@@ -117,7 +117,7 @@ def _learned(
     targets = _answered(run, panel.only(asked, ids))
     texts = texts_by_id(run, targets.ids)
     fair = np.isin(np.array(targets.ids.to_pylist()), np.array(rounds[0]))
-    split = split_by_prompt(texts, section, fair)
+    split = split_by(targets.ids.to_pylist(), section, fair)
     predictor = train(texts, targets, split, section, origin_of(run, targets))
     found = predictor.predict(texts.take(split.test))
     figures = figures_of(found, texts, targets, split, mapping.beta_max - mapping.beta_min)

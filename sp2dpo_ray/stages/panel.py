@@ -52,8 +52,14 @@ class PanelWork:
     @property
     def interactive(self) -> PanelSpec:
         """The teachers that are asked call by call."""
-        chosen = tuple(t for t in self.spec.teachers if t.mode == "interactive")
-        return replace(self.spec, teachers=chosen)
+        chosen = (t for t in self.spec.teachers if t.mode == "interactive" and not t.on_engine)
+        return replace(self.spec, teachers=tuple(chosen))
+
+    @property
+    def engines(self) -> list[PanelSpec]:
+        """The teachers that this cluster hosts itself, each alone."""
+        chosen = (t for t in self.spec.teachers if t.on_engine)
+        return [replace(self.spec, teachers=(teacher,)) for teacher in chosen]
 
     @property
     def batch(self) -> list[PanelSpec]:

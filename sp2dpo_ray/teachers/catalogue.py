@@ -19,13 +19,14 @@ PROVIDERS: dict[str, str] = {
     "predictor": "sp2dpo_ray.distill.teacher:PredictorTeacher",
     "scripted": "sp2dpo_ray.teachers.scripted:ScriptedTeacher",
     "transformers": "sp2dpo_ray.teachers.transformers_model:TransformersTeacher",
+    "vllm": "sp2dpo_ray.teachers.vllm:",  # `annotate.engine` asks it
 }
 
 # which extra brings a provider's packages; else `annotate`
 EXTRAS = {"predictor": "distill", "transformers": "local"}
 
 # providers whose requests carry decoding settings: the module has a function `settings_of`
-DECODING = ("dashscope", "gemini", "openai", "transformers")
+DECODING = ("dashscope", "gemini", "openai", "transformers", "vllm")
 
 
 def settings_of(teacher: TeacherSection, decoding: DecodingSection) -> Settings:
@@ -53,6 +54,11 @@ def make_teacher(teacher: TeacherSection, decoding: DecodingSection) -> Teacher:
 
     Raises ConfigError for a missing SDK, a missing key or options that the provider refuses.
     """
+    if teacher.on_engine:
+        raise ConfigError(
+            f"teachers: {teacher.name}: a vllm teacher is asked by `annotate` alone; a vLLM server "
+            "is an openai teacher with base_url"
+        )
     factory = getattr(_module(teacher), PROVIDERS[teacher.provider].partition(":")[2])
     try:
         made: Teacher = factory(teacher, decoding)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sp2dpo_ray.config import DecodingSection, TeacherSection
@@ -35,14 +35,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Options(Section):
+    """What can change an answer, and so is a part of every call's key."""
+
     revision: str | None = None
     """Commit of a model of the hub."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """In bf16 the last bits of a row depend on its neighbours, and so may its answer."""
-    rows: int = Field(8, ge=1)
-    """Calls that are answered at once."""
-    device: str | None = None
-    """cpu, cuda, cuda:1; null takes a GPU if this process has one."""
 
 
 def options_of(teacher: TeacherSection) -> Options:
@@ -78,7 +76,7 @@ class TransformersTeacher:
             )
         self._served = f"{teacher.model}@{options.revision}" if options.revision else teacher.model
         self._grammar = Grammar(self._tokenizer, self._model)
-        self._together = Together(self._answer, options.rows)
+        self._together = Together(self._answer, teacher.engine.rows)
 
     async def ask(self, call: Call) -> Reply:
         return await self._together.ask(call)
@@ -131,5 +129,5 @@ def _load(model: str, options: Options) -> tuple[Any, Any]:
         model, revision=options.revision, dtype=DTYPES[options.precision], use_safetensors=True,
         trust_remote_code=False,
     )  # fmt: skip
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     return tokenizer, loaded.to(device).requires_grad_(False).eval()

@@ -21,7 +21,7 @@ from sp2dpo_ray.distill.conformal import covered, intervals, radius
 from sp2dpo_ray.distill.features import Texts, features_of
 from sp2dpo_ray.distill.figures import figures_of, skill
 from sp2dpo_ray.distill.predictions import Raw, calibrated
-from sp2dpo_ray.distill.predictor import RECORD, Predictor, load_predictor, split_by_prompt, train
+from sp2dpo_ray.distill.predictor import RECORD, Predictor, load_predictor, split_by, train
 from sp2dpo_ray.distill.targets import Targets
 from sp2dpo_ray.errors import ArtifactError, DataError
 
@@ -60,7 +60,7 @@ def world(count: int = 600, seed: int = 0, *, learnable: bool = True) -> tuple[T
 
 def trained(section: DistillSection = SECTION, **kind: Any) -> tuple[Predictor, dict[str, Any]]:
     texts, targets = world(**kind)
-    split = split_by_prompt(texts, section)
+    split = split_by(texts.prompt.to_pylist(), section)
     predictor = train(texts, targets, split, section, ORIGIN)
     found = predictor.predict(texts.take(split.test))
     return predictor, figures_of(found, texts, targets, split, 0.27)
@@ -139,7 +139,7 @@ def test_bad_artifacts_and_too_few_pairs_are_refused(tmp_path: Path) -> None:
         load_predictor(folder)
     texts, targets = world(60)
     with pytest.raises(DataError, match=r"60 pairs have a whole set .* asks for 100"):
-        train(texts, targets, split_by_prompt(texts, SECTION), SECTION, ORIGIN)
+        train(texts, targets, split_by(texts.prompt.to_pylist(), SECTION), SECTION, ORIGIN)
 
 
 def test_one_category_alone_needs_no_trees() -> None:
@@ -147,7 +147,7 @@ def test_one_category_alone_needs_no_trees() -> None:
     only = np.zeros_like(targets.categories)
     only[:, 4] = 1
     targets = Targets(targets.ids, targets.gap, targets.confidence, targets.turned_gap, only)
-    split = split_by_prompt(texts, SECTION)
+    split = split_by(texts.prompt.to_pylist(), SECTION)
     found = train(texts, targets, split, SECTION, ORIGIN).predict(texts)
     assert set(found.category.tolist()) == {4}
 
@@ -156,12 +156,12 @@ def test_no_prompt_is_on_two_sides() -> None:
     texts, _ = world()
     twice = Texts(*(pa.concat_arrays([column, column]) for column in
                     (texts.prompt, texts.chosen, texts.rejected)))  # fmt: skip
-    split = split_by_prompt(twice, SECTION)
+    split = split_by(twice.prompt.to_pylist(), SECTION)
     rows = (split.fit, split.calibrate, split.test)
     sides = [set((part % len(texts)).tolist()) for part in rows]
     assert sum(map(len, sides)) == len(texts)
     fair = np.arange(len(twice)) % 2 == 0
-    only = split_by_prompt(twice, SECTION, fair)
+    only = split_by(twice.prompt.to_pylist(), SECTION, fair)
     assert fair[only.calibrate].all()
     assert fair[only.test].all()
     assert len(only.fit) + len(only.calibrate) + len(only.test) == len(twice)
