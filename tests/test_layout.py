@@ -19,7 +19,7 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"core"}),
     frozenset({"config", "console"}),
     frozenset({"objectives", "teachers", "modeling"}),
-    frozenset({"annotate", "reference", "train", "distill"}),
+    frozenset({"annotate", "reference", "train", "distill", "hosted"}),
     frozenset({"evaluate"}),
     frozenset({"tune", "lab"}),
     frozenset({"report"}),

@@ -46,6 +46,7 @@ class PageData:
     by_category: dict[str, dict[str, dict[str, float]]]
     without_model: list[str]
     predictors: list[str]
+    languages: list[dict[str, Any]]
     costs: list[CostRow]
 
 

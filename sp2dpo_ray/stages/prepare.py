@@ -7,11 +7,15 @@ the key covers the bytes of the source, so a changed file is seen.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
+
+import pyarrow as pa
 
 from sp2dpo_ray.core.artifact import Draft
 from sp2dpo_ray.core.files import EVAL, EXCLUDED, PAIRS_TABLE, TRAIN
 from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
+from sp2dpo_ray.core.languages import COLUMN, languages_of
 from sp2dpo_ray.core.prepare import prepare as prepare_pairs
 from sp2dpo_ray.core.sources import read_source
 from sp2dpo_ray.run import Run, Summary
@@ -40,12 +44,25 @@ def prepare(run: Run) -> Summary:
             limit=data.limit,
             eval_limit=data.eval_limit,
         )
-        draft.write_table(PAIRS_TABLE.format(split=TRAIN), prepared.train)
-        draft.write_table(PAIRS_TABLE.format(split=EVAL), prepared.evaluation)
+        train, evaluation = _with_language(prepared.train), _with_language(prepared.evaluation)
+        draft.write_table(PAIRS_TABLE.format(split=TRAIN), train)
+        draft.write_table(PAIRS_TABLE.format(split=EVAL), evaluation)
         draft.write_table(EXCLUDED, prepared.excluded)
-        draft.summary |= prepared.counts | {"seconds": time.perf_counter() - start}
+        told = Counter(train[COLUMN].to_pylist()).most_common()
+        draft.summary |= prepared.counts | {
+            "languages": {str(name): count for name, count in told},
+            "seconds": time.perf_counter() - start,
+        }
 
     return run.publish_once(run.path("pairs"), run.provenance("prepare", settings, {}), make)
+
+
+def _with_language(pairs: pa.Table) -> pa.Table:
+    """The language of each prompt, unless the source tells it."""
+    if COLUMN in pairs.column_names:
+        return pairs
+    texts = [" ".join(turn["content"] for turn in turns) for turns in pairs["prompt"].to_pylist()]
+    return pairs.append_column(COLUMN, pa.array(languages_of(texts), pa.string()))
 
 
 def _content(source: str) -> str | None:

@@ -27,10 +27,12 @@ from sp2dpo_ray.core.files import (
     QUALITY,
     TRAIN,
 )
+from sp2dpo_ray.core.languages import COLUMN
 from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
 from sp2dpo_ray.report.arms_table import BASE
+from sp2dpo_ray.report.by_language import by_language
 from sp2dpo_ray.report.costs import CostRow, annotator_costs, judge_costs
 from sp2dpo_ray.report.page import PageData, render
 from sp2dpo_ray.report.paper_tables import Student, table_16
@@ -59,11 +61,12 @@ def report(run: Run) -> Summary:
         if (manifest := read_manifest(run.path(name))) is not None
     }
     stages |= {f"train {name}": summary for name, summary in trained.items()}
+    schedule = read_columns(run.path("schedule"))
     data = PageData(
         lambda_record=json.loads(run.path("lambda.json").read_text(encoding="utf-8")),
         stages=stages,
         panel=config.panel,
-        schedule=read_columns(run.path("schedule")),
+        schedule=schedule,
         figures=json.loads(run.path("schedule", QUALITY).read_text(encoding="utf-8")),
         pairs={pair.prompt_id: pair for pair in pairs_from(pq.read_table(run.pairs_file(TRAIN)))},
         arms=rows,
@@ -72,6 +75,7 @@ def report(run: Run) -> Summary:
         betas={name: _betas(run, name) for name in trained},
         by_category={name: s["eval"].get("by_category", {}) for name, s in trained.items()},
         without_model=[t.name for t in config.teachers if not t.is_model],
+        languages=by_language(schedule, config.panel, _languages(run)),
         predictors=[t.name for t in config.teachers if t.is_predictor],
         costs=_costs(run),
     )
@@ -86,6 +90,11 @@ def report(run: Run) -> Summary:
     page, table = (str(run.path("report", name)) for name in ("index.html", ARMS_TABLE))
     text = run.path("report", ARMS_TABLE).read_text(encoding="utf-8") if rows else ""
     return {"page": page, "table": table, "arms": rows, "text": text}
+
+
+def _languages(run: Run) -> dict[str, str]:
+    table = pq.read_table(run.pairs_file(TRAIN), columns=["prompt_id", COLUMN])
+    return {name: str(code) for name, code in zip(*table.to_pydict().values(), strict=True)}
 
 
 def _costs(run: Run) -> list[CostRow]:

@@ -18,7 +18,7 @@ PROVIDERS: dict[str, str] = {
     "openai": "sp2dpo_ray.teachers.openai_compatible:OpenAITeacher",
     "predictor": "sp2dpo_ray.distill.teacher:PredictorTeacher",
     "scripted": "sp2dpo_ray.teachers.scripted:ScriptedTeacher",
-    "transformers": "sp2dpo_ray.teachers.transformers_model:TransformersTeacher",
+    "transformers": "sp2dpo_ray.hosted.transformers_model:TransformersTeacher",
     "vllm": "sp2dpo_ray.teachers.vllm:",  # `annotate.engine` asks it
 }
 

@@ -65,6 +65,17 @@ def page_data(rows: list[dict[str, Any]] | None = None, **changes: Any) -> PageD
             CostRow("judge", "x", 2, 9, 2, 0.5),
         ],
         "predictors": [HOSTILE],
+        "languages": [
+            {
+                "language": name,
+                "pairs": 4,
+                "beta": 0.1,
+                "teacher_std": 0.01,
+                "spearman": None,
+                "alpha": 0.5,
+            }
+            for name in ("en", HOSTILE)
+        ],
         "judged": [
             {
                 "model": "base",

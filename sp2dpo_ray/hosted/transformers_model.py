@@ -20,8 +20,8 @@ from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.costs import Usage
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.errors import ConfigError
+from sp2dpo_ray.hosted.constrained import ConstrainedDraw, Grammar, encode, generate
 from sp2dpo_ray.teachers.base import Reply
-from sp2dpo_ray.teachers.constrained import ConstrainedDraw, Grammar, encode, generate
 from sp2dpo_ray.teachers.settings import Settings, in_words_of
 from sp2dpo_ray.teachers.together import Together
 
