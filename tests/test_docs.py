@@ -42,13 +42,20 @@ def test_no_row_is_of_something_that_is_gone() -> None:
     assert named("Selections and curricula") == [f"/{name}" for name in SELECTIONS]
 
 
+CONFIGURED = ("sweeps.md", "evaluation.md", "distill.md")
+
+
 def blocks(name: str) -> list[str]:
     return re.findall(r"```yaml\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [(name, text) for name in ("sweeps.md", "evaluation.md") for text in blocks(name)],
+    [
+        (name, text)
+        for name in ("sweeps.md", "evaluation.md", "distill.md")
+        for text in blocks(name)
+    ],
 )
 def test_configurations_in_the_documentation_are_accepted(
     demo_config: Path, name: str, text: str

@@ -23,12 +23,13 @@ from ray.data import ActorPoolStrategy
 from sp2dpo_ray.annotate.batches import CPUS, Order, Row
 from sp2dpo_ray.annotate.chair import intent_entry, result_entry
 from sp2dpo_ray.annotate.journal import Entry, Journal, Segment
+from sp2dpo_ray.annotate.pipeline import read_pieces
 from sp2dpo_ray.annotate.record import places_of, read_record
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.annotate.table import pair_chunks
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
-from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
+from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.errors import ConfigError, TeacherStopped
 from sp2dpo_ray.teachers.vllm import options_of, reply_of, settings_of
 
@@ -210,8 +211,9 @@ class Engine:
         return failed
 
     def _answers(self, record: Any, token: str, attempt: int) -> Iterator[pa.Table]:
-        columns = [field.name for field in PAIR_FIELDS]
-        pairs = ray.data.read_parquet([str(file) for file in self._order.files], columns=columns)
+        pairs = read_pieces(self._order.files)
+        if pairs is None:
+            return
         calls = pairs.map_batches(
             IntentWriter,
             fn_constructor_args=(self._order.spec, ray.put(record.keys), token, attempt),

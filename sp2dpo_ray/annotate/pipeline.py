@@ -179,18 +179,9 @@ def _patient_small_blocks() -> Iterator[None]:
 def _stream(
     files: list[Path], spec: PanelSpec, record: Record, desk: Any, pairs_per_batch: int
 ) -> Any:
-    pieces, rows = [], 0
-    for path in files:
-        metadata = pq.read_metadata(path)
-        for group in range(metadata.num_row_groups):
-            pieces.append({"path": str(path), "group": group, "first": rows})
-            rows += metadata.row_group(group).num_rows
-    if not pieces:
+    pairs = read_pieces(files)
+    if pairs is None:
         return []
-    # plain tasks, each of which Ray can run again: its own Parquet reader fails with its node
-    pairs = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
-        _read_piece, batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS
-    )
     calls_at_once = max(t.limits.in_flight for t in spec.teachers) // spec.actors
     at_once = -(-2 * calls_at_once // (pairs_per_batch * len(spec.prompts.systems)))
     at_once = max(LEAST_BATCHES_AT_ONCE, at_once)
@@ -208,6 +199,25 @@ def _stream(
         ),
     )
     return counts.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def read_pieces(files: list[Path]) -> Any:
+    """The pairs of all files as a data set, each with its place; None where there are none.
+
+    Read by plain tasks, each of which Ray can run again: its own Parquet reader fails with its
+    node.
+    """
+    pieces, rows = [], 0
+    for path in files:
+        metadata = pq.read_metadata(path)
+        for group in range(metadata.num_row_groups):
+            pieces.append({"path": str(path), "group": group, "first": rows})
+            rows += metadata.row_group(group).num_rows
+    if not pieces:
+        return None
+    return ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
+        _read_piece, batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS
+    )
 
 
 def _read_piece(piece: pa.Table) -> pa.Table:
