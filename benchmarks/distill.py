@@ -27,11 +27,10 @@ from sp2dpo_ray.core.pairs import Pair, read_pairs
 from sp2dpo_ray.core.schedule.agreement import spearman
 from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.distill.choice import at_random, widest
-from sp2dpo_ray.distill.features import Texts
 from sp2dpo_ray.distill.figures import figures_of
 from sp2dpo_ray.distill.predictor import Predictor, split_by, train
 from sp2dpo_ray.distill.targets import Targets
-from sp2dpo_ray.distill.teacher import texts_of_pairs
+from sp2dpo_ray.distill.texts import Texts, texts_of_pairs
 
 SECTION = DistillSection()
 ORIGIN: dict[str, Any] = {

@@ -31,7 +31,8 @@ from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.errors import ConfigError, TeacherStopped
-from sp2dpo_ray.teachers.vllm import options_of, reply_of, settings_of
+from sp2dpo_ray.teachers.settings import options_of
+from sp2dpo_ray.teachers.vllm import Options, reply_of, settings_of
 
 MOST_FAILED = 0.5  # share of a round's calls; with more something is wrong with all
 PAIRS_AT_ONCE = 64
@@ -51,7 +52,7 @@ def engine_config(section: TeacherSection) -> Any:
     """The configuration of Ray Data's vLLM stage; checked by Ray, needs no vLLM."""
     from ray.data.llm import ChatTemplateStageConfig, vLLMEngineProcessorConfig
 
-    options, engine = options_of(section), section.engine
+    options, engine = options_of(section, Options), section.engine
     engine_options = {
         "revision": options.revision,
         "dtype": options.dtype,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 from numpy.typing import NDArray
+
+from sp2dpo_ray.distill.texts import Texts
 
 FEATURES_VERSION = 1
 GRAM_BITS = 17  # of hashed words and word pairs
@@ -63,28 +64,6 @@ COMMON = (
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
-    """Three columns of the same length."""
-
-    prompt: pa.Array
-    chosen: pa.Array
-    rejected: pa.Array
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def slice(self, start: int, count: int) -> Texts:
-        return Texts(
-            *(column.slice(start, count) for column in (self.prompt, self.chosen, self.rejected))
-        )
-
-    def take(self, rows: NDArray[Any]) -> Texts:
-        return Texts(
-            *(column.take(pa.array(rows)) for column in (self.prompt, self.chosen, self.rejected))
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Features:
     """common: (N, len(COMMON)). first, second: (N, len(RESPONSE)) of the chosen and the rejected
     response, first_grams and second_grams, sparse (N, 2 ** GRAM_BITS), their hashed words and word
@@ -113,18 +92,6 @@ class Features:
         """What the grams say for the first response against the second; coefficients
         (2 ** GRAM_BITS, S), result (N, S)."""
         return np.asarray(self.first_grams @ coefficients - self.second_grams @ coefficients)
-
-
-def texts_of(pairs: pa.Table) -> Texts:
-    """The texts of a table that `pairs/` stores; the prompt's turns in one text."""
-    turns = pairs["prompt"].combine_chunks()
-    joined = pc.binary_join(
-        pa.ListArray.from_arrays(
-            pc.subtract(turns.offsets, turns.offsets[0]), turns.flatten().field("content")
-        ),
-        "\n\n",
-    )
-    return Texts(joined, *(pairs[name].combine_chunks() for name in ("chosen", "rejected")))
 
 
 def features_of(texts: Texts, known: NDArray[np.bool_] | None = None) -> Features:

@@ -6,7 +6,6 @@ error stands beside those of two trivial predictors, a constant and the length d
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,15 @@ from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
 from sp2dpo_ray.core.schedule.agreement import spearman
+from sp2dpo_ray.core.schedule.quality import rounded
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.conformal import covered
-from sp2dpo_ray.distill.features import Texts
 from sp2dpo_ray.distill.predictions import UNFAMILIAR, Predictions
 from sp2dpo_ray.distill.predictor import Split
 from sp2dpo_ray.distill.targets import Targets
+from sp2dpo_ray.distill.texts import Texts
 
 BINS = 10
-DIGITS = 9
 Floats = NDArray[np.float64]
 
 
@@ -68,7 +67,7 @@ def figures_of(
         "by_category": _by_category(found, truth, answered, width),
         "reliability": _reliability(found.confidence, confidence),
     }
-    return _plain(figures)
+    return rounded(figures)
 
 
 def skill(figures: dict[str, Any]) -> float:
@@ -124,14 +123,3 @@ def _reliability(told: Floats, truth: Floats) -> list[dict[str, float]]:
         for b in range(BINS)
         if (place == b).any()
     ]
-
-
-def _plain(value: Any) -> Any:
-    """Rounded, None for what is not a number, so that it is JSON on every machine."""
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    if isinstance(value, float):
-        return round(value, DIGITS) if math.isfinite(value) else None
-    return value

@@ -23,12 +23,12 @@ from sp2dpo_ray.distill.features import (
     NOVEL_BITS,
     PAIRS_AT_ONCE,
     Features,
-    Texts,
     features_of,
     known_words,
 )
 from sp2dpo_ray.distill.predictions import Raw
 from sp2dpo_ray.distill.targets import Targets
+from sp2dpo_ray.distill.texts import Texts
 from sp2dpo_ray.errors import ConfigError
 
 RIDGE = 0.1

@@ -21,10 +21,11 @@ from sp2dpo_ray.core.artifact import open_artifact
 from sp2dpo_ray.core.hashing import uniform_draws
 from sp2dpo_ray.distill import light
 from sp2dpo_ray.distill.conformal import radius
-from sp2dpo_ray.distill.features import FEATURES_VERSION, Texts, features_of
+from sp2dpo_ray.distill.features import FEATURES_VERSION, features_of
 from sp2dpo_ray.distill.light import LightModel
 from sp2dpo_ray.distill.predictions import Predictions, calibrated
 from sp2dpo_ray.distill.targets import Targets
+from sp2dpo_ray.distill.texts import Texts
 from sp2dpo_ray.errors import ArtifactError, DataError
 
 VERSION = 1

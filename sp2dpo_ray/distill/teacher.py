@@ -9,30 +9,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow as pa
-
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import CATEGORY_KEY, CONFIDENCE_KEY, MAGNITUDE_KEY, Outcome
 from sp2dpo_ray.core.calls import Call
-from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.taxonomy import CATEGORIES
-from sp2dpo_ray.distill.features import Texts
 from sp2dpo_ray.distill.predictor import load_predictor
+from sp2dpo_ray.distill.texts import texts_of_pairs
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.teachers.base import Reply
 from sp2dpo_ray.teachers.settings import Settings
 from sp2dpo_ray.teachers.together import Together
 
 MOST_AT_ONCE = 2_000
-
-
-def texts_of_pairs(pairs: list[Pair]) -> Texts:
-    """Texts of values; those of a table come faster from `features.texts_of`."""
-    return Texts(
-        pa.array(["\n\n".join(turn["content"] for turn in pair.prompt) for pair in pairs]),
-        pa.array([pair.chosen for pair in pairs], pa.string()),
-        pa.array([pair.rejected for pair in pairs], pa.string()),
-    )
 
 
 class PredictorTeacher:

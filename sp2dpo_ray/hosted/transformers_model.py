@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sp2dpo_ray.config import DecodingSection, TeacherSection
@@ -22,7 +21,7 @@ from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.hosted.constrained import ConstrainedDraw, Grammar, encode, generate
 from sp2dpo_ray.teachers.base import Reply
-from sp2dpo_ray.teachers.settings import Settings, in_words_of
+from sp2dpo_ray.teachers.settings import Settings, in_words_of, options_of
 from sp2dpo_ray.teachers.together import Together
 
 NAMES = {
@@ -43,18 +42,6 @@ class Options(Section):
     """In bf16 the last bits of a row depend on its neighbours, and so may its answer."""
 
 
-def options_of(teacher: TeacherSection) -> Options:
-    try:
-        return Options(**teacher.options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"teachers: {teacher.name}: options.{where}: {first['msg']}; a transformers teacher "
-            f"takes {sorted(Options.model_fields)}"
-        ) from None
-
-
 def settings_of(teacher: TeacherSection, decoding: DecodingSection) -> Settings:
     """What of Table 6 decides its answers."""
     return in_words_of(NAMES, decoding, {})
@@ -62,7 +49,7 @@ def settings_of(teacher: TeacherSection, decoding: DecodingSection) -> Settings:
 
 class TransformersTeacher:
     def __init__(self, teacher: TeacherSection, decoding: DecodingSection) -> None:
-        options = options_of(teacher)
+        options = options_of(teacher, Options)
         self.settings = settings_of(teacher, decoding)
         self._sent = self.settings.sent
         try:

@@ -21,11 +21,11 @@ from sp2dpo_ray.core.files import ANNOTATIONS, CARD, HELD_OUT, PREDICTOR_FIGURES
 from sp2dpo_ray.core.schedule.reading import batches_of, read_grids
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.card import USELESS, card
-from sp2dpo_ray.distill.features import Texts, texts_of
 from sp2dpo_ray.distill.figures import figures_of, skill
 from sp2dpo_ray.distill.predictions import Predictions
 from sp2dpo_ray.distill.predictor import split_by, train
 from sp2dpo_ray.distill.targets import Targets, targets_of
+from sp2dpo_ray.distill.texts import Texts, texts_of
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.panel import panel_of
 

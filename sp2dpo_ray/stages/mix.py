@@ -33,7 +33,7 @@ from sp2dpo_ray.distill.choice import at_random, widest
 from sp2dpo_ray.distill.figures import figures_of
 from sp2dpo_ray.distill.predictor import Predictor, load_predictor, split_by, train
 from sp2dpo_ray.distill.targets import Targets, targets_of
-from sp2dpo_ray.distill.teacher import texts_of_pairs
+from sp2dpo_ray.distill.texts import texts_of_pairs
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages.distill import origin_of, texts_by_id

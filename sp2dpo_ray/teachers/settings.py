@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from sp2dpo_ray.config import DecodingSection
+from pydantic import ValidationError
+
+from sp2dpo_ray.config import DecodingSection, TeacherSection
+from sp2dpo_ray.config.section import Section
+from sp2dpo_ray.errors import ConfigError
 
 # values that ask for nothing, so that leaving them out changes nothing
 NEUTRAL: dict[str, Any] = {
@@ -31,6 +35,22 @@ class Settings:
 
     sent: dict[str, Any] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+
+
+Options = TypeVar("Options", bound=Section)
+
+
+def options_of(teacher: TeacherSection, model: type[Options]) -> Options:
+    """The teacher's options read strictly, for providers whose options are a closed set."""
+    try:
+        return model.model_validate(teacher.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"teachers: {teacher.name}: options.{where}: {first['msg']}; a {teacher.provider} "
+            f"teacher takes {sorted(model.model_fields)}"
+        ) from None
 
 
 def in_words_of(

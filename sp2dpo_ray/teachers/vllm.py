@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.config.section import Section
 from sp2dpo_ray.core.annotation import ANSWER_SCHEMA, Outcome, read_answer
 from sp2dpo_ray.core.costs import Usage
 from sp2dpo_ray.core.hashing import canonical_json
-from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.teachers.base import DETAIL_LENGTH, Reply
-from sp2dpo_ray.teachers.settings import Settings, in_words_of
+from sp2dpo_ray.teachers.settings import Settings, in_words_of, options_of
 
 NAMES = {
     "temperature": "temperature",
@@ -48,21 +47,9 @@ class Options(Section):
     """Arguments of the chat template, say {enable_thinking: false}."""
 
 
-def options_of(teacher: TeacherSection) -> Options:
-    try:
-        return Options(**teacher.options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"teachers: {teacher.name}: options.{where}: {first['msg']}; a vllm teacher takes "
-            f"{sorted(Options.model_fields)}"
-        ) from None
-
-
 def settings_of(teacher: TeacherSection, decoding: DecodingSection) -> Settings:
     """Sampling parameters of every request, the schema among them."""
-    options_of(teacher)
+    options_of(teacher, Options)
     # as text: Arrow would make a struct of a schema, with an entry for every key of every part
     schema = {"structured_outputs": {"json": canonical_json(ANSWER_SCHEMA)}}
     return in_words_of(NAMES, decoding, schema)
@@ -78,7 +65,7 @@ def reply_of(row: dict[str, Any], teacher: TeacherSection, decoding: DecodingSec
         fits = not any(words in error for words in TOO_LONG)
         outcome = Outcome.TRANSPORT if fits else Outcome.TRUNCATED
         return Reply(outcome, detail=str(error)[:DETAIL_LENGTH])
-    options = options_of(teacher)
+    options = options_of(teacher, Options)
     text = row["generated_text"]
     prompt, made = int(row["num_input_tokens"]), int(row["num_generated_tokens"])
     room = options.max_model_len

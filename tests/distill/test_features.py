@@ -15,11 +15,10 @@ from sp2dpo_ray.distill.features import (
     RESPONSE,
     WORDS,
     Features,
-    Texts,
     features_of,
     known_words,
-    texts_of,
 )
+from sp2dpo_ray.distill.texts import Texts, texts_of
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
 

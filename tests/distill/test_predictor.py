@@ -18,11 +18,12 @@ from sp2dpo_ray.core.artifact import Provenance, publish
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.card import card
 from sp2dpo_ray.distill.conformal import covered, intervals, radius
-from sp2dpo_ray.distill.features import Texts, features_of
+from sp2dpo_ray.distill.features import features_of
 from sp2dpo_ray.distill.figures import figures_of, skill
 from sp2dpo_ray.distill.predictions import Raw, calibrated
 from sp2dpo_ray.distill.predictor import RECORD, Predictor, load_predictor, split_by, train
 from sp2dpo_ray.distill.targets import Targets
+from sp2dpo_ray.distill.texts import Texts
 from sp2dpo_ray.errors import ArtifactError, DataError
 
 SECTION = DistillSection()
