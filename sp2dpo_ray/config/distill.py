@@ -13,7 +13,24 @@ from pydantic import Field, model_validator
 from sp2dpo_ray.config.section import Section
 
 
+class EncoderSection(Section):
+    model: str
+    """Encoder of the hub, or a folder: deberta, modernbert, ...; any with hidden states."""
+    revision: str | None = None
+    max_length: int = Field(512, ge=16)
+    """Tokens of a prompt with one response."""
+    epochs: int = Field(3, ge=1)
+    learning_rate: float = Field(2e-5, gt=0)
+    pairs_per_step: int = Field(32, ge=1)
+    workers: int = Field(1, ge=1)
+    gpus_per_worker: int = Field(0, ge=0, le=1)
+
+
 class DistillSection(Section):
+    kind: Literal["light", "encoder"] = "light"
+    """`light`: hashed words and boosted trees, in seconds. `encoder`: a transformer, on Ray
+    Train."""
+    encoder: EncoderSection | None = None
     coverage: float = Field(0.9, ge=0.5, lt=1)
     """Share of unseen pairs whose gap lies in the predictor's interval."""
     least_pairs: int = Field(100, ge=40)
@@ -25,6 +42,12 @@ class DistillSection(Section):
     calibrate: float = Field(0.15, gt=0, le=0.4)
     """Share of the pairs that sets the intervals; as much again tests them."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> DistillSection:
+        if (self.kind == "encoder") != (self.encoder is not None):
+            raise ValueError("kind: encoder and the section encoder belong together")
+        return self
 
 
 class MixSection(Section):

@@ -11,7 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +22,25 @@ from sp2dpo_ray.core.hashing import uniform_draws
 from sp2dpo_ray.distill import light
 from sp2dpo_ray.distill.conformal import radius
 from sp2dpo_ray.distill.features import FEATURES_VERSION, features_of
-from sp2dpo_ray.distill.light import LightModel
-from sp2dpo_ray.distill.predictions import Predictions, calibrated
+from sp2dpo_ray.distill.predictions import Predictions, Raw, calibrated
 from sp2dpo_ray.distill.targets import Targets
 from sp2dpo_ray.distill.texts import Texts
 from sp2dpo_ray.errors import ArtifactError, DataError
 
 VERSION = 1
 RECORD = "predictor.json"
+
+
+class Model(Protocol):
+    """What a kind of predictor must be able to do."""
+
+    def predict(self, texts: Texts, threads: int = 0) -> Raw:
+        """One row a pair."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write its files."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,7 @@ def split_by(
 class Predictor:
     """digest: of the artifact; '' while it is not published. record: what `RECORD` holds."""
 
-    model: LightModel
+    model: Model
     moved_by: float
     record: dict[str, Any]
     digest: str = ""
@@ -84,9 +95,11 @@ class Predictor:
 
 
 def train(
-    texts: Texts, targets: Targets, split: Split, section: DistillSection, origin: dict[str, Any]
-) -> Predictor:
-    """Fit and calibrate. origin: the teachers and prompts that gave the targets.
+    texts: Texts, targets: Targets, split: Split, section: DistillSection, origin: dict[str, Any],
+    scratch: Path | None = None,
+) -> Predictor:  # fmt: skip
+    """Fit and calibrate. origin: the teachers and prompts that gave the targets. scratch: a folder
+    that every node sees, for an encoder.
 
     Raises DataError for too few pairs.
     """
@@ -95,17 +108,14 @@ def train(
             f"distill: {len(targets):,} pairs have a whole set of annotations, and "
             f"distill.least_pairs asks for {section.least_pairs:,}; annotate more"
         )
-    model = light.fit(
-        features_of(texts.take(split.fit)), targets.take(split.fit), split.folds,
-        coverage=section.coverage, rounds=section.rounds, swap=section.swap, seed=section.seed,
-    )  # fmt: skip
+    model = _fitted(texts.take(split.fit), targets.take(split.fit), split.folds, section, scratch)
     raw = model.predict(texts.take(split.calibrate))
     truth = targets.gap[split.calibrate]
     moved_by = radius(raw.low, raw.high, truth, section.coverage)
     record = {
         "version": VERSION,
         "features": FEATURES_VERSION,
-        "kind": "light",
+        "kind": section.kind,
         "coverage": section.coverage,
         "moved_by": moved_by if math.isfinite(moved_by) else None,
         "pairs": {
@@ -116,6 +126,24 @@ def train(
         **origin,
     }
     return Predictor(model, moved_by, record)
+
+
+def _fitted(
+    texts: Texts, targets: Targets, folds: NDArray[np.int64], section: DistillSection,
+    scratch: Path | None,
+) -> Model:  # fmt: skip
+    if section.encoder is not None:
+        from sp2dpo_ray.distill.encoder_training import fit  # only then is torch needed
+
+        assert scratch is not None
+        return fit(
+            texts, targets, section.encoder,
+            coverage=section.coverage, swap=section.swap, seed=section.seed, scratch=scratch,
+        )  # fmt: skip
+    return light.fit(
+        features_of(texts), targets, folds,
+        coverage=section.coverage, rounds=section.rounds, swap=section.swap, seed=section.seed,
+    )  # fmt: skip
 
 
 def load_predictor(folder: Path) -> Predictor:
@@ -134,4 +162,12 @@ def load_predictor(folder: Path) -> Predictor:
                 "distill again"
             )
     moved_by = math.inf if record["moved_by"] is None else record["moved_by"]
-    return Predictor(light.load(folder), moved_by, record, manifest.digest)
+    return Predictor(_load(record["kind"], folder), moved_by, record, manifest.digest)
+
+
+def _load(kind: str, folder: Path) -> Model:
+    if kind == "encoder":
+        from sp2dpo_ray.distill.encoder import load
+
+        return load(folder)
+    return light.load(folder)

@@ -7,7 +7,11 @@ of the pairs that tested it. Invariant: the same annotations and options give th
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +31,7 @@ from sp2dpo_ray.distill.predictor import split_by, train
 from sp2dpo_ray.distill.targets import Targets, targets_of
 from sp2dpo_ray.distill.texts import Texts, texts_of
 from sp2dpo_ray.run import Run, Summary
+from sp2dpo_ray.stages import ray_session
 from sp2dpo_ray.stages.panel import panel_of
 
 
@@ -45,7 +50,8 @@ def distill(run: Run) -> Summary:
         targets = answered(run)
         texts = texts_by_id(run, targets.ids)
         split = split_by(texts.prompt.to_pylist(), section)
-        predictor = train(texts, targets, split, section, origin_of(run, targets))
+        with training(run) as scratch:
+            predictor = train(texts, targets, split, section, origin_of(run, targets), scratch)
         predictor.save(draft.path)
         found = predictor.predict(texts.take(split.test))
         width = mapping.beta_max - mapping.beta_min
@@ -65,6 +71,15 @@ def distill(run: Run) -> Summary:
         say(f"distill: {len(targets):,} pairs in {time.perf_counter() - start:.1f} s")
 
     return run.publish_once(run.path("predictor"), provenance, make)
+
+
+@contextmanager
+def training(run: Run) -> Iterator[Path]:
+    """A folder for an encoder's training, and a Ray for it; the light kind needs neither."""
+    scratch = run.path(".distill")
+    with ray_session(run.config.cluster.address) if run.config.distill.encoder else nullcontext():
+        yield scratch
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def answered(run: Run) -> Targets:
