@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 import ray
 
 from sp2dpo_ray.config.distill import DistillSection
-from sp2dpo_ray.core.economy import needed_first, settled
 from sp2dpo_ray.core.pairs import Pair, read_pairs
 from sp2dpo_ray.core.schedule.agreement import spearman
 from sp2dpo_ray.core.schedule.mapping import BetaMap
-from sp2dpo_ray.distill.choice import at_random, widest
+from sp2dpo_ray.distill.choice import at_random
 from sp2dpo_ray.distill.figures import figures_of
+from sp2dpo_ray.distill.frontier import CHOICES, Panel, frontier, markdown
 from sp2dpo_ray.distill.predictor import Predictor, split_by, train
 from sp2dpo_ray.distill.targets import Targets
 from sp2dpo_ray.distill.texts import Texts, texts_of_pairs
@@ -40,7 +40,6 @@ ORIGIN: dict[str, Any] = {
 WIDTH = 0.27  # of the paper's envelope
 TEACHERS, VARIANTS = 3, 3
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
-STOP = 0.005  # of economy mode, in beta
 
 
 def read(path: Path, limit: int | None) -> tuple[Texts, list[str], np.ndarray]:
@@ -56,7 +55,7 @@ def read(path: Path, limit: int | None) -> tuple[Texts, list[str], np.ndarray]:
     return texts_of_pairs(pairs), [f"{i}" for i in range(len(pairs))], np.array(gaps)
 
 
-def panel(gap: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def answers(gap: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """magnitude, confidence (N, J, K) and categories (N, 6) of the synthetic panel: confidence a
     logistic of the score gap, magnitude its tanh, with noise of the pair, the teacher and the
     prompt; the category a noisy band of the gap."""
@@ -78,12 +77,6 @@ def targets_of(magnitude: np.ndarray, confidence: np.ndarray, categories: np.nda
         ensembled(magnitude * confidence), ensembled(confidence),
         ensembled(magnitude * (1 - confidence)), categories,
     )  # fmt: skip
-
-
-def learned(texts: Texts, targets: Targets, rows: np.ndarray, fair: np.ndarray) -> Predictor:
-    part = texts.take(rows)
-    split = split_by([f"{row}" for row in rows], SECTION, fair)
-    return train(part, targets.take(rows), split, SECTION, ORIGIN)
 
 
 def worth(texts: Texts, targets: Targets, keys: list[str], what: str) -> Predictor:
@@ -138,41 +131,26 @@ def speed(texts: Texts, predictor: Predictor, rounds: int) -> None:
           f"| {statistics.median(one):,.0f} | {statistics.median(both):,.0f} |")  # fmt: skip
 
 
-def frontier(
-    texts: Texts, targets: Targets, calls: tuple[np.ndarray, np.ndarray], ids: list[str]
-) -> None:
-    """Error of beta over all pairs (asked ones have none) against calls made."""
-    beta = BetaMap()
-    order = needed_first(VARIANTS)
-    every = TEACHERS * VARIANTS
-    print("\n## What choosing saves: error of beta over all pairs against calls\n")
-    print("| share asked | calls, % of all | random | active | saved calls (economy mode on top) |")
-    print("|---:|---:|---:|---:|---:|")
-    rows = {"random": [], "active": []}
-    thrift = economy(calls, beta, order)
-    for share in SHARES:
-        told = {}
-        for choice in rows:
-            asked = choose(texts, targets, ids, share, choice)
-            predictor = learned(texts, targets, asked, first_part(ids, share)[asked])
-            rest = np.setdiff1d(np.arange(len(ids)), asked)
-            error = np.abs(predictor.predict(texts.take(rest)).gap - targets.gap[rest])
-            told[choice] = WIDTH * error.sum() / len(ids)
-            rows[choice].append((len(asked) * every, told[choice]))
-        print(f"| {share:.0%} | {share:.0%} | {told['random']:.4f} | {told['active']:.4f} | "
-              f"{1 - thrift[asked].sum() / (len(asked) * every):.0%} |", flush=True)  # fmt: skip
-    print()
-    for calls_random, error in rows["random"]:
-        needed = np.interp(-error, [-e for _, e in rows["active"]], [c for c, _ in rows["active"]])
-        print(f"- random choice's error with {calls_random:,} calls takes active choice "
-              f"{needed:,.0f}: {needed / calls_random:.0%}")  # fmt: skip
-    _why(texts, targets, ids)
+def savings(panel: Panel) -> None:
+    """Error of beta over all pairs against calls, and what active choice needs for the same."""
+    points = frontier(panel, SECTION, BetaMap(), SHARES)
+    print("\n## What asking less costs\n")
+    print(markdown(points))
+    by_choice = {
+        choice: [p for p in points if p.choice == choice and not p.economy] for choice in CHOICES
+    }
+    errors = [-point.error for point in by_choice["active"]]
+    for point in by_choice["random"]:
+        needed = np.interp(-point.error, errors, [p.calls for p in by_choice["active"]])
+        print(f"- random choice's error with {point.calls:,} calls takes active choice "
+              f"{needed:,.0f}: {needed / point.calls:.0%}", flush=True)  # fmt: skip
 
 
-def _why(texts: Texts, targets: Targets, ids: list[str]) -> None:
+def seen_beforehand(texts: Texts, targets: Targets, ids: list[str]) -> None:
     """How much of the error can be seen beforehand, with a fifth of the pairs asked at random."""
     asked = at_random(ids, len(ids) // 5, 0)
-    predictor = learned(texts, targets, asked, np.ones(len(asked), bool))
+    split = split_by([ids[row] for row in asked], SECTION)
+    predictor = train(texts.take(asked), targets.take(asked), split, SECTION, ORIGIN)
     rest = np.setdiff1d(np.arange(len(ids)), asked)
     found = predictor.predict(texts.take(rest))
     error = np.abs(found.gap - targets.gap[rest])
@@ -184,41 +162,6 @@ def _why(texts: Texts, targets: Targets, ids: list[str]) -> None:
           f"{told:.2f} times the mean, the tenth that errs most {best:.2f} times.")  # fmt: skip
 
 
-def first_part(ids: list[str], share: float) -> np.ndarray:
-    marks = np.zeros(len(ids), bool)
-    marks[at_random(ids, round(0.4 * share * len(ids)), 0)] = True
-    return marks
-
-
-def choose(texts: Texts, targets: Targets, ids: list[str], share: float, choice: str) -> np.ndarray:
-    """The rows that three rounds ask about."""
-    whole = round(share * len(ids))
-    if choice == "random":
-        return at_random(ids, whole, 0)
-    fair = first_part(ids, share)
-    asked = np.flatnonzero(fair)
-    for left in (2, 1):
-        predictor = learned(texts, targets, asked, fair[asked])
-        rest = np.setdiff1d(np.arange(len(ids)), asked)
-        count = -(-(whole - len(asked)) // left)
-        picked = widest([ids[row] for row in rest], predictor.predict(texts.take(rest)), count)
-        asked = np.sort(np.concatenate([asked, rest[picked]]))
-    return asked
-
-
-def economy(calls: tuple[np.ndarray, np.ndarray], beta: BetaMap, order: int) -> np.ndarray:
-    """Calls that economy mode makes of each pair."""
-    gap = calls[0] * calls[1]
-    made = np.zeros(len(gap), np.int64)
-    for row, teachers in enumerate(gap):
-        for values in teachers:
-            asked = order
-            while asked < VARIANTS and not settled(list(values[:asked]), VARIANTS, beta, STOP):
-                asked += 1
-            made[row] += asked
-    return made
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pairs", type=Path)
@@ -226,7 +169,7 @@ def main() -> None:
     given = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores")
     texts, ids, gap = read(given.pairs, 6_000 if given.quick else None)
-    magnitude, confidence, categories = panel(gap)
+    magnitude, confidence, categories = answers(gap)
     targets = targets_of(magnitude, confidence, categories)
     prompts = texts.prompt.to_pylist()
     print(f"{len(texts):,} pairs, {len(set(prompts)):,} prompts")
@@ -235,7 +178,8 @@ def main() -> None:
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     speed(texts, predictor, 1 if given.quick else 5)
     ray.shutdown()
-    frontier(texts, targets, (magnitude, confidence), ids)
+    savings(Panel(texts, targets, magnitude * confidence))
+    seen_beforehand(texts, targets, ids)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def _row(split: str, call: Call, answer: Answer | None) -> Row:
     if answer.outcome != Outcome.OK:
         return row
     reading = read_answer(answer.text)
-    row |= {"outcome": str(reading.outcome), "detail": reading.detail}
+    row |= {"outcome": str(reading.outcome), "detail": reading.detail or answer.detail}
     if reading.annotation is not None:
         row["category"] = str(reading.annotation.category)
         row["magnitude"] = reading.annotation.magnitude
@@ -155,7 +155,7 @@ def _mark_predicted(rows: list[Row], told: list[Row | None], calls_a_pair: int) 
         pair = rows[start : start + calls_a_pair]
         if values is not None and all(row["outcome"] == Outcome.NOT_ATTEMPTED for row in pair):
             for row in pair:
-                row |= values | {"outcome": str(Outcome.PREDICTED), "detail": ""}
+                row |= values | {"outcome": str(Outcome.PREDICTED)}
 
 
 def _mark_skipped(rows: list[Row], eps: float, beta_of: BetaMap) -> None:

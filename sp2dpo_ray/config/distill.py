@@ -6,7 +6,7 @@ a predictor knows gaps alone.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,9 @@ class DistillSection(Section):
     """Boosting rounds of each of the trees."""
     swap: bool = True
     """Learn every pair with its responses exchanged, too: confidence is one less the other."""
+    frontier: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Shares of the pairs for which `distill` tells what asking about no more would have cost in
+    error: at random, by choice, with and without economy mode. Trains several predictors each."""
     calibrate: float = Field(0.15, gt=0, le=0.4)
     """Share of the pairs that sets the intervals; as much again tests them."""
     seed: int = 0

@@ -31,6 +31,7 @@ HELD_OUT = "held_out.parquet"  # what the workers leave; becomes the next
 EVAL_PAIRS = "eval_pairs.parquet"  # margin and category of each held-out pair
 OUTPUTS = "outputs.json"  # answers of a student, in alpaca-eval's format
 RESULT, ITEMS = "result.json", "items.json"  # figures of a benchmark, and what each item got
+FRONTIER, FRONTIER_TEXT = "frontier.json", "frontier.md"  # error of beta against calls and money
 PREDICTOR_FIGURES = "figures.json"  # of a predictor on the pairs that tested it
 ARMS = "arms.json"  # the figures of every arm, for tables over several runs
 COMPARISON, COMPARISON_TEXT = "comparison.json", "comparison.md"

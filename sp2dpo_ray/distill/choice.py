@@ -34,14 +34,15 @@ def widest(ids: list[str], found: Predictions, count: int) -> Rows:
 
 
 def _quotas(weight: NDArray[np.float64], most: Rows, count: int) -> Rows:
-    """`count` shared out by weight, no part above its most; what is left goes to the others."""
+    """`count` shared out by weight and largest remainder, no part above its most; what a full part
+    cannot take goes to the others."""
     count = min(count, int(most.sum()))
     quota = np.zeros(len(most), np.int64)
-    while (left := count - int(quota.sum())) > 0:
-        open_ = np.where(quota < most, np.maximum(weight, 1e-12), 0.0)
-        share = left * open_ / open_.sum()
-        step = np.minimum(np.floor(share).astype(np.int64), most - quota)
-        if not step.any():  # less than one each: the heaviest first
-            step[np.argsort(-np.where(quota < most, share, -1), kind="stable")[:1]] = 1
-        quota += step
+    while left := count - int(quota.sum()):
+        heavy = np.where(quota < most, np.maximum(weight, 1e-12), 0.0)
+        share = left * heavy / heavy.sum()
+        whole = np.floor(share).astype(np.int64)
+        remainder = np.where(heavy > 0, share - whole, -1.0)
+        whole[np.argsort(-remainder, kind="stable")[: left - int(whole.sum())]] += 1
+        quota = np.minimum(quota + whole, most)
     return quota

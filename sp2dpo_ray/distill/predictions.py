@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sp2dpo_ray.distill.conformal import intervals
 
 Floats = NDArray[np.float64]
+UNFAMILIAR_NOTE = "unfamiliar"
 UNFAMILIAR = 0.5  # share of unknown words above which a pair is unlike all that was learned
 
 
@@ -54,6 +55,14 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.gap)
+
+    def notes(self) -> list[str]:
+        """What to know of each prediction: its interval, and whether it is a guess."""
+        return [
+            f"gap within [{low:.3f}, {high:.3f}]"
+            + (f", {UNFAMILIAR_NOTE}: {unknown:.0%} of the words are new" * (unknown > UNFAMILIAR))
+            for low, high, unknown in zip(self.low, self.high, self.unknown, strict=True)
+        ]
 
     @property
     def width(self) -> Floats:

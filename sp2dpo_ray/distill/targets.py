@@ -42,9 +42,14 @@ class Targets:
         )  # fmt: skip
 
 
+def told_by_teachers(grid: Grid) -> Grid:
+    """The pairs that the whole panel answered itself."""
+    return grid.where(whole_pairs(grid) & ~predicted(grid))
+
+
 def targets_of(grid: Grid) -> Targets:
-    """The pairs of a grid that teachers answered whole; ids in the grid's order."""
-    whole = grid.where(whole_pairs(grid) & ~predicted(grid))
+    """The targets of `told_by_teachers`, in the grid's order."""
+    whole = told_by_teachers(grid)
     codes = whole.category.reshape(len(whole), -1)
     counts = (codes[:, :, None] == np.arange(len(CATEGORIES))).sum(axis=1)
     return Targets(

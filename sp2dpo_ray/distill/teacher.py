@@ -49,4 +49,7 @@ class PredictorTeacher:
             for row in range(len(calls))
         ]
         name = self._predictor.name
-        return [Reply(Outcome.OK, text=json.dumps(row), served_model=name) for row in answers]
+        return [
+            Reply(Outcome.OK, text=json.dumps(row), detail=note, served_model=name)
+            for row, note in zip(answers, found.notes(), strict=True)
+        ]

@@ -10,6 +10,9 @@ import time
 from collections import Counter
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.batches import Order, rows_of, start_batches
 from sp2dpo_ray.annotate.desk import open_desk
@@ -24,8 +27,9 @@ from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.annotate.table import pair_chunks, write_annotations
 from sp2dpo_ray.console import bars, say
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
-from sp2dpo_ray.core.artifact import publish
+from sp2dpo_ray.core.artifact import Draft, publish
 from sp2dpo_ray.core.files import ANNOTATIONS, TRAIN
+from sp2dpo_ray.distill.predictions import UNFAMILIAR_NOTE
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.panel import PanelWork, panel_of
@@ -70,6 +74,7 @@ def annotate(run: Run) -> Summary:
             if run.offline and (gaps := set(whole.outcomes) - FINAL):
                 raise DataError(_not_on_record(whole.outcomes, gaps))
             draft.summary |= _summary(panel, whole)
+            _tell_unfamiliar(draft)
     finally:
         answers.close()
     return draft.summary | _figures(tally)
@@ -156,6 +161,19 @@ def _summary(panel: PanelWork, whole: Any) -> Summary:
     if panel.spec.redact:
         summary["redacted"] = dict(sorted(whole.redacted.items()))
     return summary
+
+
+def _tell_unfamiliar(draft: Draft) -> None:
+    """Count the pairs that a predictor knows next to nothing of."""
+    table = pq.read_table(draft.path / ANNOTATIONS, columns=["prompt_id", "detail"])
+    odd = table.filter(pc.match_substring(table["detail"], UNFAMILIAR_NOTE))
+    count = pc.count_distinct(odd["prompt_id"]).as_py()
+    if count:
+        draft.summary["unfamiliar"] = count
+        say(
+            f"annotate: {count:,} pairs are unlike all that the predictor learned from (most of "
+            "their words are new to it): its answers are guesses there"
+        )
 
 
 def _figures(tally: Tally) -> Summary:

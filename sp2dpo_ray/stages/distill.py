@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,29 @@ import pyarrow.parquet as pq
 
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.artifact import Draft
-from sp2dpo_ray.core.files import ANNOTATIONS, CARD, HELD_OUT, PREDICTOR_FIGURES, TRAIN
+from sp2dpo_ray.core.files import (
+    ANNOTATIONS,
+    CARD,
+    EVAL,
+    FRONTIER,
+    FRONTIER_TEXT,
+    HELD_OUT,
+    PREDICTOR_FIGURES,
+    TRAIN,
+)
+from sp2dpo_ray.core.schedule.ensemble import effective_gap
+from sp2dpo_ray.core.schedule.grid import Grid
+from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.core.schedule.reading import batches_of, read_grids
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.card import USELESS, card
 from sp2dpo_ray.distill.figures import figures_of, skill
+from sp2dpo_ray.distill.frontier import Panel, frontier, markdown
 from sp2dpo_ray.distill.predictions import Predictions
 from sp2dpo_ray.distill.predictor import split_by, train
-from sp2dpo_ray.distill.targets import Targets, targets_of
+from sp2dpo_ray.distill.targets import Targets, targets_of, told_by_teachers
 from sp2dpo_ray.distill.texts import Texts, texts_of
+from sp2dpo_ray.report.costs import annotator_costs
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages import ray_session
 from sp2dpo_ray.stages.panel import panel_of
@@ -58,6 +73,8 @@ def distill(run: Run) -> Summary:
         figures = figures_of(found, texts, targets, split, width)
         (draft.path / CARD).write_text(card(predictor.record, figures), encoding="utf-8")
         (draft.path / PREDICTOR_FIGURES).write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        if section.frontier:
+            _write_frontier(run, draft, texts, targets)
         draft.write_table(HELD_OUT, _tested(found, targets.take(split.test)))
         draft.summary |= {
             "pairs": len(targets),
@@ -84,8 +101,35 @@ def training(run: Run) -> Iterator[Path]:
 
 def answered(run: Run) -> Targets:
     """What the panel said of the training pairs that it answered whole."""
+    return targets_of(_grid(run))
+
+
+def _grid(run: Run) -> Grid:
     batches = batches_of(run.path("annotations", ANNOTATIONS))
-    return targets_of(read_grids(batches, run.config.panel, (TRAIN, "eval")).grids[TRAIN])
+    return read_grids(batches, run.config.panel, (TRAIN, EVAL)).grids[TRAIN]
+
+
+def _write_frontier(run: Run, draft: Draft, texts: Texts, targets: Targets) -> None:
+    """What asking less would have cost, from the pairs that were asked about in full."""
+    section, mapping = run.config.distill, run.config.mapping
+    whole = told_by_teachers(_grid(run))
+    gaps = effective_gap(whole.magnitude, whole.confidence)
+    rows = np.flatnonzero(~np.isnan(gaps).any(axis=(1, 2)))  # without those of economy mode
+    panel = Panel(texts.take(rows), targets.take(rows), gaps[rows], _usd_per_call(run))
+    points = frontier(panel, section, BetaMap(mapping.beta_min, mapping.beta_max), section.frontier)
+    (draft.path / FRONTIER_TEXT).write_text(markdown(points), encoding="utf-8")
+    content = json.dumps([asdict(point) for point in points], indent=1)
+    (draft.path / FRONTIER).write_text(content, encoding="utf-8")
+
+
+def _usd_per_call(run: Run) -> float | None:
+    """Mean price of an answer over the panel; None where a price or the tokens are missing."""
+    columns = ["teacher", "prompt_tokens", "completion_tokens"]
+    calls = pq.read_table(run.path("annotations", ANNOTATIONS), columns=columns)
+    rows = annotator_costs(calls, {teacher.name: teacher.rate for teacher in run.config.teachers})
+    if len(rows) < len(run.config.teachers) or any(row.usd is None for row in rows):
+        return None
+    return sum(row.usd or 0.0 for row in rows) / sum(row.answers for row in rows)
 
 
 def texts_by_id(run: Run, ids: pa.Array) -> Texts:

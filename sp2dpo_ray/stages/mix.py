@@ -167,12 +167,14 @@ def _speaker(predictor: Predictor, asked: set[str]) -> Predict:
         if not silent:
             return [None] * len(pairs)
         found = predictor.predict(texts_of_pairs(silent))
+        notes = found.notes()
         told: dict[str, dict[str, Any]] = {
             pair.prompt_id: {
                 "category": str(CATEGORIES[found.category[row]]),
                 "magnitude": float(found.magnitude[row]),
                 "confidence": float(found.confidence[row]),
                 "served_model": predictor.name,
+                "detail": notes[row],
             }
             for row, pair in enumerate(silent)
         }

@@ -53,6 +53,7 @@ def test_teachers_annotate_a_part_and_the_predictor_the_rest(
         f"predictor/{said['served_model'][0].as_py().removeprefix('predictor/')}"
     }
     assert said["text"].null_count == said.num_rows  # nobody wrote it
+    assert all(text.startswith("gap within [") for text in said["detail"].to_pylist())
     beside = pq.read_table(run.path("schedule", "diagnostics.parquet"))
     assert sum(beside["predicted"].to_pylist()) == pairs - asked
     assert told["schedule"]["pairs"] == pairs
@@ -137,8 +138,9 @@ def test_a_killed_mix_goes_on_with_the_pairs_that_it_chose(
 
 
 def test_a_predictor_is_a_teacher_like_any_other(ray_cluster: None, demo_config: Path) -> None:
-    first = run_of(demo_config)
+    first = run_of(demo_config, "distill.frontier=[0.6]")
     told = stages(first, "prepare", "annotate", "distill")["distill"]
+    assert "| all | no |" in first.path("predictor", "frontier.md").read_text()
     assert told["pairs"] == first_pairs(first)
     assert 0 < told["coverage"] <= 1
     assert told["spearman"] > 0.3
@@ -155,6 +157,15 @@ def test_a_predictor_is_a_teacher_like_any_other(ray_cluster: None, demo_config:
     (served,) = set(calls["served_model"].to_pylist())
     assert served.startswith("predictor/")
     assert "distilled: a predictor" in run.path("schedule", "card.md").read_text()
+    # pairs in another language than it has seen are told
+    path = demo_config.parent / "foreign.jsonl"
+    rows = [{"prompt": f"Wie viele Beine hat Ameise {i}?", "chosen": "Sechs Beine hat jedes Insekt",
+             "rejected": "Keine Ahnung, frag jemand anderen"} for i in range(3)]  # fmt: skip
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    odd = run_of(demo_config, teachers, "run.name=odd", "prompts.variants=[v1]",
+                 f"data.source={path}", "data.eval_fraction=0")  # fmt: skip
+    assert STAGES["prepare"](odd)["languages"] == {"de": 3}
+    assert STAGES["annotate"](odd)["unfamiliar"] == 3
     # another predictor is another model: nothing is taken from the journal
     other = run_of(demo_config, "distill.seed=1")
     STAGES["distill"](other)
