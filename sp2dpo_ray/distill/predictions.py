@@ -58,11 +58,13 @@ class Predictions:
 
     def notes(self) -> list[str]:
         """What to know of each prediction: its interval, and whether it is a guess."""
-        return [
-            f"gap within [{low:.3f}, {high:.3f}]"
-            + (f", {UNFAMILIAR_NOTE}: {unknown:.0%} of the words are new" * (unknown > UNFAMILIAR))
-            for low, high, unknown in zip(self.low, self.high, self.unknown, strict=True)
-        ]
+        notes = []
+        for low, high, unknown in zip(self.low, self.high, self.unknown, strict=True):
+            note = f"gap within [{low:.3f}, {high:.3f}]"
+            if unknown > UNFAMILIAR:
+                note += f", {UNFAMILIAR_NOTE}: {unknown:.0%} of the words are new"
+            notes.append(note)
+        return notes
 
     @property
     def width(self) -> Floats:

@@ -116,7 +116,8 @@ def _write_frontier(run: Run, draft: Draft, texts: Texts, targets: Targets) -> N
     gaps = effective_gap(whole.magnitude, whole.confidence)
     rows = np.flatnonzero(~np.isnan(gaps).any(axis=(1, 2)))  # without those of economy mode
     panel = Panel(texts.take(rows), targets.take(rows), gaps[rows], _usd_per_call(run))
-    points = frontier(panel, section, BetaMap(mapping.beta_min, mapping.beta_max), section.frontier)
+    linear = BetaMap(beta_min=mapping.beta_min, beta_max=mapping.beta_max)  # Eq. 15
+    points = frontier(panel, section, linear, section.frontier)
     (draft.path / FRONTIER_TEXT).write_text(markdown(points), encoding="utf-8")
     content = json.dumps([asdict(point) for point in points], indent=1)
     (draft.path / FRONTIER).write_text(content, encoding="utf-8")

@@ -72,8 +72,8 @@ def said(
 def test_the_widest_come_first_within_their_category_and_the_unfamiliar_before_all() -> None:
     ids = [f"p{i}" for i in range(8)]
     found = said([0.1, 0.9, 0.2, 0.8, 0.3, 0.3, 0.3, 0.3], [0, 0, 0, 0, 5, 5, 5, 5])
-    # widths of 2.0 and 1.2 in all: 3 and 1 of five, and the last for the wider category
-    assert widest(ids, found, 5).tolist() == [0, 1, 2, 3, 4]
+    # widths of 2.0 and 1.2 in all: 3.1 and 1.9 of five, 1.25 and 0.75 of two
+    assert widest(ids, found, 5).tolist() == [1, 2, 3, 4, 5]
     assert widest(ids, found, 2).tolist() == [1, 4]
     assert len(widest(ids, found, 99)) == 8
     odd = said([0.1, 0.9, 0.2, 0.8], [0, 0, 0, 0], [0.9, 0, 0, 0])
