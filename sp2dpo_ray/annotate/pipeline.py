@@ -104,6 +104,18 @@ class Tally:
         for teacher, usd in later.usd.items():
             self.usd[teacher] = self.usd.get(teacher, 0.0) + usd
 
+    def go_on_with(self, later: Tally) -> None:
+        """Add a pass over these pairs and further ones, which found on record what this one
+        made."""
+        self.reused = later.reused - self.made
+        self.made += later.made
+        self.skipped = later.skipped
+        for teacher, outcomes in later.outcomes.items():
+            self.outcomes.setdefault(teacher, Counter()).update(outcomes)
+        for teacher, usd in later.usd.items():
+            self.usd[teacher] = self.usd.get(teacher, 0.0) + usd
+        self.seconds += later.seconds
+
     @property
     def total_usd(self) -> float:
         return sum(self.usd.values())

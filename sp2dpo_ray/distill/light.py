@@ -48,6 +48,10 @@ def lightgbm() -> Any:
     """The library, or how to get it."""
     try:
         import lightgbm
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "distill: lightgbm is not installed here; run: pip install 'sp2dpo-ray[distill]'"
+        ) from error
     except OSError as error:  # its wheel leaves the OpenMP runtime to the system
         raise ConfigError(
             f"distill: lightgbm cannot be loaded: {error}; install the system's OpenMP runtime "

@@ -24,7 +24,7 @@ from sp2dpo_ray.annotate.pipeline import Tally
 from sp2dpo_ray.annotate.pipeline import annotate as ask_panel
 from sp2dpo_ray.annotate.preflight import preflight
 from sp2dpo_ray.annotate.record import read_record
-from sp2dpo_ray.annotate.table import pair_chunks, write_annotations
+from sp2dpo_ray.annotate.table import Predict, pair_chunks, write_annotations
 from sp2dpo_ray.console import bars, say
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.artifact import Draft, publish
@@ -32,6 +32,7 @@ from sp2dpo_ray.core.files import ANNOTATIONS, TRAIN
 from sp2dpo_ray.distill.predictions import UNFAMILIAR_NOTE
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.run import Run, Summary
+from sp2dpo_ray.stages import missing
 from sp2dpo_ray.stages.panel import PanelWork, panel_of
 from sp2dpo_ray.teachers.catalogue import settings_of
 
@@ -61,10 +62,7 @@ def annotate(run: Run) -> Summary:
     if mix is None:
         _ask(run, panel, tally)
     else:
-        from sp2dpo_ray.stages.mix import mixed  # only then is its library needed
-
-        shared = mixed(run, panel, lambda part: _ask(run, part, tally))
-        panel, predict = shared.panel, shared.predict
+        panel, predict = _mixed(run, panel, tally)
     answers = Answers(Journal(panel.spec.place).new_entries())
     try:
         with publish(run.path("annotations"), provenance) as draft:
@@ -80,6 +78,21 @@ def annotate(run: Run) -> Summary:
     return draft.summary | _figures(tally)
 
 
+def _mixed(run: Run, panel: PanelWork, tally: Tally) -> tuple[PanelWork, Predict]:
+    try:
+        from sp2dpo_ray.stages.mix import mixed  # only then is its library needed
+    except ModuleNotFoundError as error:
+        raise missing(error, "annotate.mix", "distill") from error
+
+    def ask(part: PanelWork) -> None:
+        now = Tally()
+        _ask(run, part, now)
+        tally.go_on_with(now)
+
+    shared = mixed(run, panel, ask)
+    return shared.panel, shared.predict
+
+
 def _ask(run: Run, panel: PanelWork, tally: Tally) -> None:
     """Ask the panel's calls that are not on record, and count them into `tally`."""
     # an altered journal is refused here, before anything is asked
@@ -87,7 +100,7 @@ def _ask(run: Run, panel: PanelWork, tally: Tally) -> None:
     record = read_record(journal.new_entries(), with_gaps=panel.spec.early_stop is not None)
     if run.offline:
         return
-    config, start, before_s = run.config, time.perf_counter(), tally.seconds
+    config, start = run.config, time.perf_counter()
     if journal.torn:
         say(f"annotate: the last line of {journal.torn:,} journal files is torn and left out")
     if record.unanswered:
@@ -105,10 +118,9 @@ def _ask(run: Run, panel: PanelWork, tally: Tally) -> None:
         if reply.outcome in SETTLED:
             tally.made[name] += 1
             tally.reused[name] -= 1  # the pipeline will find it on record
-            tally.outcomes.setdefault(name, Counter())[reply.outcome] += 1
+            tally.outcomes[name] = Counter({reply.outcome: 1})
     since = read_record(journal.new_entries(), with_gaps=economy)
-    for name, spent in since.spent.items():
-        tally.usd[name] = tally.usd.get(name, 0.0) + spent.usd
+    tally.usd = {name: spent.usd for name, spent in since.spent.items()}
     record.add(since)
     files = list(panel.files.values())
     panel = panel.without_twins()
@@ -135,7 +147,7 @@ def _ask(run: Run, panel: PanelWork, tally: Tally) -> None:
             for rows in rows_of(stream):
                 tally.take(rows, advance)
     del limiters
-    tally.seconds = before_s + time.perf_counter() - start
+    tally.seconds = time.perf_counter() - start
 
 
 def _not_on_record(outcomes: Counter[str], gaps: set[str]) -> str:

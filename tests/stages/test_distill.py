@@ -45,6 +45,7 @@ def test_teachers_annotate_a_part_and_the_predictor_the_rest(
     panel = len(run.config.teachers) * 3
     assert outcomes == {"ok": (asked + eval_pairs) * panel, "predicted": (pairs - asked) * panel}
     assert told["annotate"]["calls_made"] == (asked + eval_pairs) * panel
+    assert told["annotate"]["calls_reused"] == 0
     assert told["annotate"]["pairs_incomplete"] == 0
 
     calls = pq.read_table(run.path("annotations", "annotations.parquet"))
