@@ -11,19 +11,23 @@ from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.figures import skill
 
 Json = dict[str, Any]
+FEW = 20  # test pairs that say nothing about skill
+APART = {
+    "prompt": "no prompt is on two sides",
+    "pair": "they may share prompts, as it speaks of the same data set's other pairs",
+}
 USELESS = 0.05  # skill below which nothing was learned that is worth using
 
 
 def card(record: Json, figures: Json) -> str:
     """The whole card."""
-    pairs = record["pairs"]
+    pairs, apart = record["pairs"], APART[record["apart"]]
     parts = [
         f"""# Predictor of semantic gaps
 
 Says of a preference pair what a panel of teachers would: category, magnitude, confidence, and with
 them beta. It is no teacher of its own: it repeats what it saw. Trained on {pairs["fit"]:,} pairs,
-calibrated on {pairs["calibrate"]:,} others, tested on {pairs["test"]:,} more; no prompt is on two
-sides.""",
+calibrated on {pairs["calibrate"]:,} others, tested on {pairs["test"]:,} more; {apart}.""",
         "## Whose answers it repeats\n\n"
         + "\n".join(
             f"- teacher `{name}`: {provider}, {model}"
@@ -40,6 +44,11 @@ sides.""",
         ]
     parts.append("## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(record, figures)))
     return "\n\n".join(parts) + "\n"
+
+
+def is_useless(figures: Json) -> bool:
+    """Whether enough test pairs show that nothing was learned."""
+    return figures["pairs"] >= FEW and skill(figures) < USELESS
 
 
 def _worth(record: Json, figures: Json) -> str:
@@ -97,7 +106,7 @@ def _limits(record: Json, figures: Json) -> list[str]:
     absent = [str(name) for name in CATEGORIES if str(name) not in record["categories"]]
     if absent:
         lines.append(f"No training pair was {', '.join(absent)}: it never says so.")
-    if figures["pairs"] and skill(figures) < USELESS:
+    if is_useless(figures):
         lines.append(
             "**It learned nothing worth using**: its error is that of a constant. The teachers "
             "disagree, or what they see is not in words and lengths."

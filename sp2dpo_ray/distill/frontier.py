@@ -96,7 +96,7 @@ def _learned(panel: Panel, section: DistillSection, asked: Rows, share: float) -
     fair = np.isin(asked, _first(panel, section, share))
     keys = [panel.ids[row] for row in asked]
     split = split_by(keys, section, fair)
-    origin = {"teachers": [], "prompts": "", "lambda_id": "", "categories": []}
+    origin = {"teachers": [], "prompts": "", "lambda_id": "", "categories": [], "apart": "pair"}
     return train(panel.texts.take(asked), panel.targets.take(asked), split, section, origin)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sp2dpo_ray.core.schedule.agreement import spearman
-from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE
+from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE, PREDICTED_COLUMN
 from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 
@@ -63,8 +64,10 @@ def beta_histogram(schedule: pa.Table) -> str:
 
 
 def teacher_agreement(schedule: pa.Table, panel: Panel) -> str:
-    """Between teachers: rank correlation of beta (upper), share of equal categories (lower)."""
+    """Between teachers: rank correlation of beta (upper), share of equal categories (lower);
+    without pairs that a predictor told."""
     names = list(panel.teachers)
+    schedule = schedule.filter(pc.invert(schedule[PREDICTED_COLUMN]))
     beta = [schedule[f"beta_{name}_{ENSEMBLE}"].to_numpy() for name in names]
     category = [
         np.array(schedule[f"category_{name}_{ENSEMBLE}"].to_pylist(), dtype=object)

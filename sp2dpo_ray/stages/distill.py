@@ -37,7 +37,7 @@ from sp2dpo_ray.core.schedule.grid import Grid
 from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.core.schedule.reading import batches_of, read_grids
 from sp2dpo_ray.core.taxonomy import CATEGORIES
-from sp2dpo_ray.distill.card import USELESS, card
+from sp2dpo_ray.distill.card import card, is_useless
 from sp2dpo_ray.distill.figures import figures_of, skill
 from sp2dpo_ray.distill.frontier import Panel, frontier, markdown
 from sp2dpo_ray.distill.predictions import Predictions
@@ -48,6 +48,8 @@ from sp2dpo_ray.report.costs import annotator_costs
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages import ray_session
 from sp2dpo_ray.stages.panel import panel_of
+
+PROMPT, PAIR = "prompt", "pair"
 
 
 def distill(run: Run) -> Summary:
@@ -66,7 +68,9 @@ def distill(run: Run) -> Summary:
         texts = texts_by_id(run, targets.ids)
         split = split_by(texts.prompt.to_pylist(), section)
         with training(run) as scratch:
-            predictor = train(texts, targets, split, section, origin_of(run, targets), scratch)
+            predictor = train(
+                texts, targets, split, section, origin_of(run, targets, PROMPT), scratch
+            )
         predictor.save(draft.path)
         found = predictor.predict(texts.take(split.test))
         width = mapping.beta_max - mapping.beta_min
@@ -83,7 +87,7 @@ def distill(run: Run) -> Summary:
                 "spearman", "mae", "mae_constant", "mae_length", "coverage", "width",
                 "category_accuracy")},
         }  # fmt: skip
-        if figures["pairs"] and skill(figures) < USELESS:
+        if is_useless(figures):
             say("distill: its error is that of a constant; see predictor/card.md before you use it")
         say(f"distill: {len(targets):,} pairs in {time.perf_counter() - start:.1f} s")
 
@@ -140,8 +144,8 @@ def texts_by_id(run: Run, ids: pa.Array) -> Texts:
     return texts_of(table.take(pc.index_in(ids, table["prompt_id"].combine_chunks())))
 
 
-def origin_of(run: Run, targets: Targets) -> dict[str, Any]:
-    """Whose answers these are."""
+def origin_of(run: Run, targets: Targets, apart: str) -> dict[str, Any]:
+    """Whose answers these are, and what is on one side only of training and test."""
     settings = panel_of(run).settings
     seen = np.flatnonzero(targets.categories.sum(axis=0))
     return {
@@ -149,6 +153,7 @@ def origin_of(run: Run, targets: Targets) -> dict[str, Any]:
         "prompts": settings["prompts"],
         "variants": list(run.config.panel.variants),
         "redact": settings["redact"],
+        "apart": apart,
         "lambda_id": run.config.lambda_id,
         "categories": [str(CATEGORIES[code]) for code in seen],
     }

@@ -36,7 +36,7 @@ from sp2dpo_ray.distill.targets import Targets, targets_of
 from sp2dpo_ray.distill.texts import texts_of_pairs
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.run import Run
-from sp2dpo_ray.stages.distill import origin_of, texts_by_id, training
+from sp2dpo_ray.stages.distill import PAIR, origin_of, texts_by_id, training
 from sp2dpo_ray.stages.panel import PanelWork
 
 ROUNDS = "rounds.json"
@@ -119,7 +119,7 @@ def _learned(
     fair = np.isin(np.array(targets.ids.to_pylist()), np.array(rounds[0]))
     split = split_by(targets.ids.to_pylist(), section, fair)
     with training(run) as scratch:
-        predictor = train(texts, targets, split, section, origin_of(run, targets), scratch)
+        predictor = train(texts, targets, split, section, origin_of(run, targets, PAIR), scratch)
     found = predictor.predict(texts.take(split.test))
     figures = figures_of(found, texts, targets, split, mapping.beta_max - mapping.beta_min)
     return predictor, figures

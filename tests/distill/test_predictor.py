@@ -29,7 +29,7 @@ from sp2dpo_ray.errors import ArtifactError, DataError
 SECTION = DistillSection()
 ORIGIN = {
     "teachers": [["alba", "offline", "rules", {}]], "prompts": "0" * 64, "variants": ["v1"],
-    "redact": False, "lambda_id": "1" * 64, "categories": [str(CATEGORIES[0])],
+    "apart": "prompt", "redact": False, "lambda_id": "1" * 64, "categories": [str(CATEGORIES[0])],
 }  # fmt: skip
 GOOD, BAD = ["clear", "exact", "careful", "complete"], ["vague", "wrong", "lazy", "rude"]
 

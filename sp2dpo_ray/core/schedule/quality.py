@@ -90,7 +90,7 @@ def quality(
                 "panel": _share(diagnostics["category_tie_break"].to_numpy()),
             },
             "agreement": _agreement(*_asked(whole, table), panel),
-            "served_models": _served_models(whole, panel),
+            "served_models": _served_models(_asked(whole, table)[0], panel),
             "estimators": _sensitivity(beta, fitted, diagnostics),
             "fit": fitted.json,
         }
