@@ -29,6 +29,7 @@ from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA
 
 PAIRS_AT_ONCE = 2_000
+CALL = ("prompt_id", "split", "teacher", "variant", "key")  # what is known before it is asked
 WHOLE = (Outcome.OK, Outcome.SKIPPED, Outcome.PREDICTED)
 Row = dict[str, Any]
 Predict = Callable[[list[Pair]], list[Row | None]]
@@ -95,7 +96,7 @@ def write_annotations(
             for pairs in pair_chunks(file):
                 rows = _rows(split, pairs, expected, answers, whole.redacted)
                 if predict is not None and split == TRAIN:
-                    _mark_predicted(rows, predict(pairs), calls_a_pair)
+                    mark_predicted(rows, predict(pairs), calls_a_pair)
                 whole.add(rows, calls_a_pair)
                 writer.write_table(pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA))
     return whole
@@ -149,13 +150,16 @@ def _row(split: str, call: Call, answer: Answer | None) -> Row:
     return row
 
 
-def _mark_predicted(rows: list[Row], told: list[Row | None], calls_a_pair: int) -> None:
-    """Fill in what was predicted where no call of a pair is on record."""
+def mark_predicted(rows: list[Row], told: list[Row | None], calls_a_pair: int) -> None:
+    """Put the prediction in the place of pairs that are not whole on record; told: by pair, None
+    where teachers were asked."""
     for start, values in zip(range(0, len(rows), calls_a_pair), told, strict=True):
         pair = rows[start : start + calls_a_pair]
-        if values is not None and all(row["outcome"] == Outcome.NOT_ATTEMPTED for row in pair):
-            for row in pair:
-                row |= values | {"outcome": str(Outcome.PREDICTED)}
+        if values is not None and any(row["outcome"] == Outcome.NOT_ATTEMPTED for row in pair):
+            for row in pair:  # a few answers of an earlier command are no panel
+                of_call = {name: row[name] for name in CALL}
+                row.clear()
+                row |= of_call | values | {"outcome": str(Outcome.PREDICTED)}
 
 
 def _mark_skipped(rows: list[Row], eps: float, beta_of: BetaMap) -> None:
