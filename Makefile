@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo test test-fast check format install clean
+.PHONY: demo test test-fast check audit format install clean
 
 demo: install
 	$(BIN)/sp2dpo run $(CONFIG)
@@ -20,6 +20,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/detect-secrets-hook --exclude-lines 'api_key_env|sourceImage' $$(git ls-files)
+
+# known weaknesses of the pinned packages; needs an advisory service, and says which it could not ask about
+audit: install
+	$(BIN)/pip-audit --requirement constraints-cpu.txt --no-deps --disable-pip --strict
 
 format: install
 	$(BIN)/ruff check --fix .

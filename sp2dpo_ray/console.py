@@ -1,14 +1,19 @@
 """What a person sees while a stage runs: a bar on stderr, or plain lines where it is no terminal.
 
-In: a title, a total, steps done. Out: text on stderr; stdout stays free for results. Invariant:
-nothing here decides anything, and a quiet console changes no result.
+In: a title, a total, steps done. Out: text on stderr; stdout stays free for results. With
+SP2DPO_LOG=json each line is a JSON object with the time, the run, its lambda_id and the stage.
+Invariant: nothing here decides anything, and a quiet console changes no result.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.progress import (
@@ -27,11 +32,22 @@ stderr = Console(stderr=True, highlight=False)
 if not stderr.is_terminal:
     stderr = Console(stderr=True, highlight=False, width=LOG_WIDTH)  # a log has no narrow edge
 LINES_EVERY_S = 10.0
+AS_JSON = os.environ.get("SP2DPO_LOG") == "json"
+_about: dict[str, str] = {}
+
+
+def about(**fields: str) -> None:
+    """What the JSON lines of this process are about from now on: run, lambda_id, stage."""
+    _about.update(fields)
 
 
 def say(text: str) -> None:
     """One line on stderr."""
-    stderr.print(text, markup=False, soft_wrap=True)
+    if AS_JSON:
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **_about}
+        print(json.dumps(line | {"message": text}), file=sys.stderr, flush=True)
+    else:
+        stderr.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -44,7 +60,7 @@ def bar(title: str, total: int) -> Iterator[Advance]:
 @contextmanager
 def bars(title: str, totals: dict[str, int]) -> Iterator[AdvanceOne]:
     """A bar for each name; call the yielded function with (name, steps done since, note)."""
-    if stderr.is_terminal:
+    if stderr.is_terminal and not AS_JSON:
         yield from _drawn(title, totals)
     else:
         yield from _printed(title, totals)
@@ -69,21 +85,30 @@ def _drawn(title: str, totals: dict[str, int]) -> Iterator[AdvanceOne]:
 
 
 def _printed(title: str, totals: dict[str, int]) -> Iterator[AdvanceOne]:
-    start = last = time.monotonic()
+    last = time.monotonic()
     done = dict.fromkeys(totals, 0)
     notes = dict.fromkeys(totals, "")
+    first: dict[str, tuple[float, int]] = {}  # what went before it was start-up, and tells no rate
+
+    def left(name: str, now: float) -> str:
+        began, count = first.get(name, (now, done[name]))
+        if done[name] == count:
+            return ""
+        seconds = (now - began) / (done[name] - count) * (totals[name] - done[name])
+        return f", {seconds:.0f} s left"
 
     def advance(name: str, steps: int, note: str) -> None:
         nonlocal last
         done[name] += steps
         notes[name] = note
         now = time.monotonic()
+        if steps:
+            first.setdefault(name, (now, done[name]))
         if now - last < LINES_EVERY_S:
             return
         last = now
         for each, total in totals.items():
-            left = (now - start) / max(done[each], 1) * (total - done[each])
             head = f"{title} {each}".strip()
-            say(f"{head}: {done[each]:,}/{total:,}, {left:.0f} s left  {notes[each]}")
+            say(f"{head}: {done[each]:,}/{total:,}{left(each, now)}  {notes[each]}".rstrip())
 
     yield advance

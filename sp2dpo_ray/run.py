@@ -18,6 +18,7 @@ from typing import Any
 
 from sp2dpo_ray import __version__
 from sp2dpo_ray.config import Config
+from sp2dpo_ray.config.section import uri_below
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.artifact import (
     Draft,
@@ -27,10 +28,13 @@ from sp2dpo_ray.core.artifact import (
     open_artifact,
     publish,
     read_manifest,
+    seal,
     write_atomically,
 )
 from sp2dpo_ray.core.files import PAIRS_TABLE
 from sp2dpo_ray.core.hashing import sha256_hex
+from sp2dpo_ray.core.place import ObjectStore, find_place
+from sp2dpo_ray.core.transfer import PROCESS, pull_run, push_artifact
 from sp2dpo_ray.core.versions import package_versions
 from sp2dpo_ray.errors import ArtifactError, Stopped
 
@@ -49,7 +53,33 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """Where stages work: the run's folder, or the mirror of a run in an object store."""
         return self.config.run.folder
+
+    @property
+    def store(self) -> ObjectStore | None:
+        """The object store that holds the run, if one does."""
+        uri = self.config.run.uri
+        return None if uri is None else ObjectStore(uri)
+
+    def journal_at(self, given: str | None, *names: str) -> str:
+        """Where a journal lies: as given, else in the run, which may be in an object store."""
+        uri = self.config.run.uri
+        own = str(self.path(*names)) if uri is None else uri_below(uri, "/".join(names))
+        return given or own
+
+    def fetch(self) -> None:
+        """Bring what the object store holds of this run into its mirror; journals stay there."""
+        if self.config.run.uri is not None:
+            place = find_place(self.config.run.uri, named="run.storage")
+            carried = pull_run(place, self.folder, journal=False) or {}
+            for name in (name for name, size in carried.items() if size):
+                say(f"{name}: from {place}")
+
+    def upload(self, folder: Path) -> None:
+        """Bring a published artifact to the object store that holds the run."""
+        if store := self.store:
+            push_artifact(self.folder, folder.relative_to(self.folder).as_posix(), store)
 
     def path(self, *names: str) -> Path:
         return self.folder.joinpath(*names)
@@ -81,7 +111,9 @@ class Run:
             return None
         if manifest is None or manifest.key != provenance.key:
             return None
-        return open_artifact(folder)
+        found = open_artifact(folder)
+        self.upload(folder)  # an earlier command may have been cut off before it did
+        return found
 
     def publish_once(
         self, folder: Path, provenance: Provenance, make: Callable[[Draft], None]
@@ -89,9 +121,21 @@ class Run:
         """Make an artifact unless it is there already; returns its summary."""
         if manifest := self.finished(folder, provenance):
             return manifest.summary | {"reused": True}
-        with publish(folder, provenance) as draft:
+        with self.publish(folder, provenance) as draft:
             make(draft)
         return draft.summary | {"reused": False}
+
+    @contextmanager
+    def publish(self, folder: Path, provenance: Provenance) -> Iterator[Draft]:
+        """An artifact beside `folder`, in its place when it is whole, and in the store then."""
+        with publish(folder, provenance) as draft:
+            yield draft
+        self.upload(folder)
+
+    def seal(self, folder: Path, provenance: Provenance, summary: Summary) -> None:
+        """Make an artifact of a folder whose files are written, and carry it to the store."""
+        seal(folder, provenance, summary)
+        self.upload(folder)
 
     def write_lambda(self) -> None:
         """lambda.json: the resolved configuration, its id, the versions of code and packages."""
@@ -103,7 +147,9 @@ class Run:
             "python": platform.python_version(),
             "packages": package_versions(),
         }
-        write_atomically(self.path("lambda.json"), json.dumps(content, indent=2, sort_keys=True))
+        write_atomically(self.path(PROCESS), json.dumps(content, indent=2, sort_keys=True))
+        if store := self.store:
+            store.put(PROCESS, self.path(PROCESS).read_bytes())
 
     @contextmanager
     def alone(self, *names: str) -> Iterator[None]:
@@ -120,13 +166,20 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run folder for one command; a second command on it is refused at once."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.path(".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Stopped(
-                    f"another command is working on {self.folder}; wait for it, or give this run "
-                    "another name: --set run.name=..."
-                ) from None
+        with hold(self.folder):
             yield
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold a run folder; Stopped where another command does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Stopped(
+                f"another command is working on {folder}; wait for it, or give this run "
+                "another name: --set run.name=..."
+            ) from None
+        yield

@@ -18,6 +18,7 @@ os.environ["TEST_KEY"] = KEY  # before Ray starts: its workers inherit this envi
 
 REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
+SECRET = "canary-secret-key"  # of the object store  # pragma: allowlist secret
 DEMO_PAIRS = REPOSITORY / "configs" / "demo" / "pairs.jsonl"
 
 
@@ -87,3 +88,27 @@ sweep: {{arms: ["jmamp", "dpo:0.1"]}}
 """
     )
     return path
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URI of a bucket on a server of its own."""
+    from moto.server import ThreadedMotoServer
+
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AWS_ACCESS_KEY_ID", "test")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    patch.setenv("NO_PROXY", "127.0.0.1")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    import boto3
+
+    boto3.client(
+        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1"
+    ).create_bucket(Bucket="pairs")
+    query = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    yield "s3://pairs/{}" + query
+    server.stop()
+    patch.undo()

@@ -3,8 +3,8 @@
 `plan(body)` returns the next behaviour: "ok"; a status code; "drop" (connection closed before an
 answer), "cut" (in the middle of one); "hang"; "slow" (a body that trickles); "garbage" (200, no
 JSON), "truncated" (200, half of the JSON); "refusal", "filter", "length"; "context" (too long);
-"gone" (no such model); "text:..." (this answer). `rpm` makes it grant so many requests a minute and
-model, evenly, with one second's worth at once.
+"gone" (no such model); "echo" (500 with the request's headers); "text:..." (this answer). `rpm`
+makes it grant so many requests a minute and model, evenly, with one second's worth at once.
 
 Alone: `python -m tests.fault_server --rpm 600 --latency 0.05` prints its port and serves.
 """
@@ -138,6 +138,9 @@ class Server:
             return web.Response(text="<html>oops", content_type="application/json")
         if behaviour == "context":
             return self._json(wire.error(400, "context_length_exceeded"), 400)
+        if behaviour == "echo":  # some gateways repeat what they were sent
+            heard = "; ".join(f"{name}: {value}" for name, value in request.headers.items())
+            return self._json({**wire.error(500, None), "message": heard, "echo": heard}, 500)
         if behaviour == "gone":
             return self._error(wire, 404)
         text = behaviour[5:] if behaviour.startswith("text:") else ANSWER

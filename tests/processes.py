@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 
@@ -36,6 +37,11 @@ def kill_when(ready: Callable[[], object], command: list[str], within_s: float) 
         time.sleep(0.02)
     kill_tree(process.pid)
     process.wait()
+
+
+def raylet_of(node: Any) -> int:
+    """Process id of the raylet of a node of `ray.cluster_utils.Cluster`."""
+    return int(node.all_processes["raylet"][0].process.pid)
 
 
 def hears_interrupts() -> None:

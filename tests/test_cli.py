@@ -252,3 +252,16 @@ def test_an_interrupt_is_resumable_and_a_second_command_is_kept_out(demo_config:
     assert "interrupted" in said
     assert "Traceback" not in said
     assert not (journal.parent / "annotations").exists()
+
+
+def test_lines_for_machines_say_whose_they_are(demo_config: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sp2dpo_ray", "schedule", str(demo_config)],
+        capture_output=True, text=True, env=os.environ | {"SP2DPO_LOG": "json"},
+    )  # fmt: skip
+    assert done.returncode == 3
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert line["run"] == "test"
+    assert (line["stage"], len(line["lambda_id"])) == ("schedule", 64)
+    assert "run: sp2dpo annotate" in line["message"]
+    assert line["time"].endswith("+00:00")

@@ -22,7 +22,7 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"annotate", "reference", "train", "distill", "hosted"}),
     frozenset({"evaluate"}),
     frozenset({"tune", "lab"}),
-    frozenset({"report"}),
+    frozenset({"report", "cluster"}),
     frozenset({"run"}),
     frozenset({"stages"}),
     frozenset({"cli"}),
@@ -31,8 +31,28 @@ RANKS: tuple[frozenset[str], ...] = (
 # the one step within a rank: a model's forward pass ends in log-probabilities
 SAME_RANK = {("modeling", "objectives")}
 PUBLIC = "sp2dpo_ray.core.schedule.published"
-RAY_ALLOWED = {"annotate", "reference", "train", "tune", "distill", "evaluate", "lab", "stages"}
-TORCH_FREE = {"errors", "core", "config", "console", "teachers", "annotate", "run", "cli"}
+RAY_ALLOWED = {
+    "annotate",
+    "reference",
+    "train",
+    "tune",
+    "distill",
+    "evaluate",
+    "lab",
+    "stages",
+    "cluster",
+}
+TORCH_FREE = {
+    "errors",
+    "core",
+    "config",
+    "console",
+    "teachers",
+    "annotate",
+    "run",
+    "cluster",
+    "cli",
+}
 LONGEST = 400
 
 

@@ -100,6 +100,9 @@ class PanelActor:
             await self._ask_all(calls, counts)
         table = counts.table(self._money_since())
         self._metrics.count(table)
+        for name, chair in self._chairs.items():
+            self._metrics.attempts(name, chair.attempts)
+            chair.attempts.clear()
         return table
 
     def _recorded(self) -> set[bytes]:

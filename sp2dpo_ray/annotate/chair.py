@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
 from sp2dpo_ray.annotate.gate import Gate, Purse
 from sp2dpo_ray.annotate.journal import Entry, Segment
 from sp2dpo_ray.annotate.limiter import limiter_of
-from sp2dpo_ray.annotate.place import Place
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.costs import BYTES_PER_TOKEN, text_bytes
+from sp2dpo_ray.core.place import Place
 from sp2dpo_ray.teachers.base import Reply, Teacher
 from sp2dpo_ray.teachers.catalogue import make_teacher
 from sp2dpo_ray.teachers.retry import ask_until_settled
@@ -86,6 +87,7 @@ class Chair:
         self._answer_tokens = float(decoding.max_output_tokens)
         self.halted = ""
         self.usd = 0.0
+        self.attempts: Counter[Outcome] = Counter()  # requests by how they ended
 
     async def ask(self, call: Call) -> Reply:
         """One call with its retries; never raises for what a provider did."""
@@ -165,6 +167,7 @@ class Chair:
         return ({"possibly_usd": worst}, worst) if reply.maybe_billed else ({}, 0.0)
 
     def _learn(self, reply: Reply, size: int) -> None:
+        self.attempts[reply.outcome] += 1
         if reply.outcome is Outcome.QUOTA:
             pause = reply.retry_after_s
             if pause is not None and pause > self._max_pause_s:

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from sp2dpo_ray.annotate.place import Place
+from sp2dpo_ray.core.place import Place
 
 STATE = "budget.json"
 

@@ -212,7 +212,7 @@ class Engine:
         return failed
 
     def _answers(self, record: Any, token: str, attempt: int) -> Iterator[pa.Table]:
-        pairs = read_pieces(self._order.files)
+        pairs = read_pieces(self._order.files, self._order.spec.store)
         if pairs is None:
             return
         calls = pairs.map_batches(

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sp2dpo_ray.annotate.place import Folder, Place
+from sp2dpo_ray.core.place import Folder, Place
 from sp2dpo_ray.errors import ArtifactError
 
 SUFFIX = ".jsonl"

@@ -13,7 +13,7 @@ import time
 from typing import IO
 
 from sp2dpo_ray.annotate.journal import MERGED, SUFFIX, Entry, Journal, write_line
-from sp2dpo_ray.annotate.place import Place
+from sp2dpo_ray.core.place import Place
 
 Ends = dict[str, tuple[int, int]]
 

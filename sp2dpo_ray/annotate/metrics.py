@@ -1,13 +1,18 @@
 """What Ray's metrics endpoint shows of annotation, counted once a batch.
 
 Names are stable: `sp2dpo_annotation_calls_total` by teacher and outcome (what is done, and its
-rate), `sp2dpo_annotation_calls_expected` and `sp2dpo_annotation_usd_total` by teacher.
+rate), `sp2dpo_annotation_attempts_total` by teacher and outcome (every request; `quota` is a 429),
+`sp2dpo_annotation_calls_expected` and `sp2dpo_annotation_usd_total` by teacher.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 from ray.util.metrics import Counter, Gauge
+
+from sp2dpo_ray.core.annotation import Outcome
 
 
 def expect(totals: dict[str, int]) -> None:
@@ -28,11 +33,21 @@ class Metrics:
             description="Calls to teachers, by how they ended; `reused` were on record",
             tag_keys=("teacher", "outcome"),
         )
+        self._attempts = Counter(
+            "sp2dpo_annotation_attempts_total",
+            description="Requests to teachers, retries among them; outcome `quota` is a 429",
+            tag_keys=("teacher", "outcome"),
+        )
         self._usd = Counter(
             "sp2dpo_annotation_usd_total",
             description="Money spent on teachers in USD, from the usage that they report",
             tag_keys=("teacher",),
         )
+
+    def attempts(self, teacher: str, outcomes: Mapping[Outcome, int]) -> None:
+        """Add the requests that a teacher was sent since the last batch."""
+        for outcome, requests in outcomes.items():
+            self._attempts.inc(requests, {"teacher": teacher, "outcome": str(outcome)})
 
     def count(self, batch: pa.Table) -> None:
         """Add the rows of one batch (`actor.OUTPUT`)."""

@@ -26,7 +26,9 @@ from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.core.annotation import Outcome
+from sp2dpo_ray.core.files import PAIRS
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
+from sp2dpo_ray.core.place import Place
 from sp2dpo_ray.errors import Stopped, TeacherStopped
 from sp2dpo_ray.teachers.retry import PASSING
 
@@ -191,7 +193,7 @@ def _patient_small_blocks() -> Iterator[None]:
 def _stream(
     files: list[Path], spec: PanelSpec, record: Record, desk: Any, pairs_per_batch: int
 ) -> Any:
-    pairs = read_pieces(files)
+    pairs = read_pieces(files, spec.store)
     if pairs is None:
         return []
     calls_at_once = max(t.limits.in_flight for t in spec.teachers) // spec.actors
@@ -213,29 +215,35 @@ def _stream(
     return counts.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def read_pieces(files: list[Path]) -> Any:
+def read_pieces(files: list[Path], store: Place | None) -> Any:
     """The pairs of all files as a data set, each with its place; None where there are none.
 
     Read by plain tasks, each of which Ray can run again: its own Parquet reader fails with its
-    node.
+    node. store: where they are read, if not in the files themselves, which no other node has.
     """
     pieces, rows = [], 0
     for path in files:
         metadata = pq.read_metadata(path)
         for group in range(metadata.num_row_groups):
-            pieces.append({"path": str(path), "group": group, "first": rows})
+            name = str(path) if store is None else f"{PAIRS}/{path.name}"
+            pieces.append({"name": name, "group": group, "first": rows})
             rows += metadata.row_group(group).num_rows
     if not pieces:
         return None
     return ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
-        _read_piece, batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS
+        _read_piece,
+        fn_args=(store,),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=READER_CPUS,
     )
 
 
-def _read_piece(piece: pa.Table) -> pa.Table:
+def _read_piece(piece: pa.Table, store: Place | None) -> pa.Table:
     """One row group of a file of pairs, each pair with its place among all."""
     (row,) = piece.to_pylist()
     columns = [field.name for field in PAIR_FIELDS]
-    pairs = pq.ParquetFile(row["path"]).read_row_group(row["group"], columns=columns)
+    source = row["name"] if store is None else store.open(row["name"])
+    pairs = pq.ParquetFile(source).read_row_group(row["group"], columns=columns)
     places = pa.array(range(row["first"], row["first"] + pairs.num_rows), pa.int64())
     return pairs.append_column(PLACE, places)

@@ -30,10 +30,12 @@ class Spent:
     """Money and tokens of one teacher.
 
     usd: from usage. possibly_usd: attempts without a result, at the most that they can have cost.
+    settled: results after which a call is not asked again; answers: those with token counts.
     """
 
     usd: float = 0.0
     possibly_usd: float = 0.0
+    settled: int = 0
     answers: int = 0
     prompt_tokens: int = 0
     prompt_bytes: int = 0
@@ -163,6 +165,7 @@ def gap_of(outcome: str, text: str | None) -> float:
 def _add(spent: Spent, entry: Entry) -> None:
     spent.usd += entry.get("usd", 0.0)
     spent.possibly_usd += entry.get("possibly_usd", 0.0)
+    spent.settled += entry["outcome"] in SETTLED
     if usage := entry.get("usage"):
         spent.answers += 1
         spent.prompt_tokens += usage["prompt_tokens"]

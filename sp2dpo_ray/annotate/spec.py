@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sp2dpo_ray.annotate.place import Place
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
 from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.core.place import Place
 from sp2dpo_ray.core.prompts import PromptSet
 from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.teachers.base import identity
@@ -22,7 +22,8 @@ class PanelSpec:
     """The panel of a stage.
 
     twins: ids of pairs whose texts stand under an earlier id too; one call serves both.
-    early_stop: tolerance of the economy mode and the map that it is measured with, or None.
+    early_stop: tolerance of the economy mode and the map that it is measured with, or None. store:
+    the object store that holds the run, where nodes read the pairs; None for a shared folder.
     """
 
     teachers: tuple[TeacherSection, ...]
@@ -35,6 +36,7 @@ class PanelSpec:
     redact: bool = False
     twins: frozenset[str] = frozenset()
     early_stop: tuple[float, BetaMap] | None = None
+    store: Place | None = None
 
     @property
     def identities(self) -> tuple[TeacherIdentity, ...]:

@@ -8,10 +8,7 @@ see `guard.py`.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,16 +16,27 @@ from typing import Annotated, Any
 import typer
 
 from sp2dpo_ray import __version__
+from sp2dpo_ray.cli.folders import checklist, clean, pull, push, status, verify
 from sp2dpo_ray.cli.guard import guarded
-from sp2dpo_ray.cli.show import show, show_checklist, show_diff
+from sp2dpo_ray.cli.jobs import cluster_size, jobs, submit
+from sp2dpo_ray.cli.options import AsJson, ConfigFile, Debug, Offline, Overrides
+from sp2dpo_ray.cli.show import show, show_diff, tell
 from sp2dpo_ray.config import load_config
-from sp2dpo_ray.console import say
-from sp2dpo_ray.core.checklist import checklist as checklist_of
+from sp2dpo_ray.console import about, say
 from sp2dpo_ray.core.schedule.diff import diff as diff_of
-from sp2dpo_ray.core.schedule.verify import verify as checks_of
 from sp2dpo_ray.errors import ConfigError
-from sp2dpo_ray.run import Run, Summary
-from sp2dpo_ray.stages import IMPORT, LAB, STAGES, TABLES, WHOLE_RUN, Stage, ray_session
+from sp2dpo_ray.run import Run
+from sp2dpo_ray.stages import (
+    CLUSTER_SIZE,
+    IMPORT,
+    LAB,
+    STAGES,
+    TABLES,
+    WHOLE_RUN,
+    Stage,
+    check_shared_folder,
+    ray_session,
+)
 
 MAY_ASK = ("annotate", "evaluate", "run")
 
@@ -39,22 +47,6 @@ app = typer.Typer(
     help="Per-pair temperature DPO: annotate preference pairs, publish a beta schedule, train, "
     "compare. Begin with: sp2dpo run configs/demo.yaml",
 )
-
-
-ConfigFile = Annotated[str, typer.Argument(help="YAML file with the whole configuration.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON line.")]
-Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
-Offline = Annotated[
-    bool,
-    typer.Option(
-        "--offline", "--replay", help="Ask no teacher and no judge: what is on record must do."
-    ),
-]
-Folder = Annotated[Path, typer.Argument(help="A published artifact, or a run folder.")]
 
 
 def _command(stage: Stage) -> None:
@@ -88,22 +80,18 @@ def _work(
     **more: Any,
 ) -> None:
     run = Run(load_config(config, tuple(overrides or ())), offline)
+    about(run=run.config.run.name, lambda_id=run.config.lambda_id)
     with contextlib.ExitStack() as stack:
         if stage.writes:
             stack.enter_context(run.locked())
+        run.fetch()
         if stage.needs_ray:
             stack.enter_context(ray_session(run.config.cluster.address))
+            check_shared_folder(run, stage)
         if stage.writes:
             run.write_lambda()
         summary = stage(run, **more)
-    _tell(summary, as_json, show)
-
-
-def _tell(summary: Summary, as_json: bool, show_it: Callable[[Summary], None]) -> None:
-    if as_json:
-        print(json.dumps(summary, allow_nan=False), flush=True)
-    else:
-        show_it(summary)
+    tell(summary, as_json, show)
 
 
 def schedule(
@@ -122,7 +110,7 @@ def schedule(
         if (config is None) == (diff is None):
             raise ConfigError("schedule takes a configuration file, or --diff A B")
         if diff is not None:
-            _tell(diff_of(*diff), as_json, show_diff)
+            tell(diff_of(*diff), as_json, show_diff)
         elif config is not None:
             _work(config, set_, as_json, STAGES["schedule"])
 
@@ -155,6 +143,11 @@ for _stage in (*STAGES.values(), WHOLE_RUN):
         _command(_stage)
 
 
+app.command("submit")(submit)
+app.command(CLUSTER_SIZE.name, help=CLUSTER_SIZE.title)(cluster_size)
+app.add_typer(jobs, name="jobs")
+
+
 @app.command(help=LAB.title)
 def lab(
     folder: Annotated[Path, typer.Option(help="Where table, figure and trials go.")] = Path(
@@ -182,7 +175,7 @@ def lab(
             summary = LAB.work(
                 folder, tuple(world or ()), tuple(arm or ()), seeds, tuple(set_ or ())
             )
-        _tell(summary, as_json, show)
+        tell(summary, as_json, show)
 
     raise typer.Exit(guarded(work, debug))
 
@@ -195,39 +188,13 @@ def tables(
     debug: Debug = False,
 ) -> None:
     def work() -> None:
-        _tell(TABLES.work(runs, out), as_json, lambda told: say(f"{told['text']}\n{out}"))
+        tell(TABLES.work(runs, out), as_json, lambda told: say(f"{told['text']}\n{out}"))
 
     raise typer.Exit(guarded(work, debug))
 
 
-@app.command()
-def verify(path: Folder, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Check a published artifact, or a whole run: hashes, columns, ranges, every beta again."""
-
-    def work() -> None:
-        lines = []
-        for line in checks_of(path):
-            lines.append(line.strip())
-            say(line)
-        _tell({"checks": lines}, as_json, lambda _: say("nothing is wrong"))
-
-    raise typer.Exit(guarded(work, debug))
-
-
-@app.command()
-def checklist(path: Folder, as_json: AsJson = False, debug: Debug = False) -> None:
-    """The reproducibility checklist of the paper's appendix J.4, held against a run."""
-
-    def work() -> None:
-        lines = checklist_of(path)
-        summary = {
-            "lines": [asdict(line) for line in lines],
-            "held": sum(line.where is not None for line in lines),
-            "missing": sum(line.where is None for line in lines),
-        }
-        _tell(summary, as_json, lambda _: show_checklist(lines))
-
-    raise typer.Exit(guarded(work, debug))
+for _command_on_folder in (verify, checklist, status, clean, push, pull):
+    app.command()(_command_on_folder)
 
 
 @app.command()

@@ -5,6 +5,8 @@ In: the summary of a command. Out: text. Invariant: nothing is shown that the su
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 from rich.box import SIMPLE
@@ -14,6 +16,14 @@ from sp2dpo_ray.console import say, stderr
 from sp2dpo_ray.core.checklist import Line
 from sp2dpo_ray.run import Summary
 from sp2dpo_ray.stages import brief
+
+
+def tell(summary: Summary, as_json: bool, show_it: Callable[[Summary], None]) -> None:
+    """The summary as JSON on stdout, or shown on stderr."""
+    if as_json:
+        print(json.dumps(summary, allow_nan=False), flush=True)
+    else:
+        show_it(summary)
 
 
 def show(summary: Summary) -> None:
@@ -104,6 +114,84 @@ def _show_agreement(summary: Summary) -> None:
         say(f"  listed as {name}: {_share(share)} of {share['pairs']}")
     weights = ", ".join(f"{name}: {value}" for name, value in summary["teacher_weights"].items())
     say(f"as alpha of Eq. 42:  ensemble: {{teacher_weights: {{{weights}}}}}")
+
+
+def show_status(summary: Summary) -> None:
+    """How far a run is."""
+    work = "a command is working on it" if summary["at_work"] else "nobody is working on it"
+    say(f"{summary['folder']}: {work}; last moved {_age(summary['idle_seconds'])} ago")
+    table = Table(box=SIMPLE)
+    for name in ("artifact", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("MB", justify="right")
+    for row in summary["artifacts"]:
+        table.add_row(row["artifact"], row["state"], f"{row['bytes'] / 1e6:,.1f}")
+    stderr.print(table)
+    asked = summary["annotation"]
+    wanted = asked["calls_of_each_teacher"]
+    for name, row in asked["teachers"].items():
+        share = "" if wanted is None else f" of {wanted:,}"
+        say(f"{name}: {row['calls']:,}{share} calls settled, {row['usd']:,.2f} USD")
+    if asked["unanswered"]:
+        say(f"{asked['unanswered']:,} calls were cut off and may have been paid")
+    for row in summary["training"]:
+        speed = row["tokens_per_second"]
+        rate = "" if speed is None else f", {speed:,.0f} tokens a second"
+        end = ", finished" if row["finished"] else ""
+        steps = f"step {row['step']:,} of {row['steps']:,}"
+        say(f"{row['arm']}: {steps}, loss {row['loss']:.4f}{rate}{end}")
+
+
+def show_cleaned(summary: Summary) -> None:
+    """What went, or could go."""
+    gone = "removed" in summary
+    for row in summary["removed" if gone else "could_go"]:
+        say(f"{row['path']}: {row['why']}, {row['bytes'] / 1e6:,.1f} MB")
+    size = f"{summary['bytes'] / 1e6:,.1f} MB"
+    say(f"{size} removed" if gone else f"{size} could go; remove them with --apply")
+
+
+def _age(seconds: float) -> str:
+    for unit, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.0f} {name}"
+    return f"{seconds:,.0f} seconds"
+
+
+def show_sizes(summary: Summary) -> None:
+    """Nodes, hours and money by stage."""
+    title = (
+        f"{summary['cloud']}: {summary['student_parameters'] / 1e9:,.3g} billion "
+        f"parameters, {summary['tokens']:,} tokens"
+    )
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for name in ("stage", "group"):
+        table.add_column(name, no_wrap=True)
+    for name in ("nodes", "hours", "USD", "spot", "fees"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("from")
+    for need in summary["needs"]:
+        table.add_row(
+            need["stage"], need["group"], f"{need['nodes']:,}", f"{need['hours']:,.2f}",
+            _usd(need["usd"]), _usd(need["spot"]), _usd(need["fees"]), need["basis"],
+        )  # fmt: skip
+    stderr.print(table)
+    say(
+        f"all: {_usd(summary['usd'])} USD on demand, {_usd(summary['usd_spot'])} at spot prices, "
+        f"{_usd(summary['fees'])} to teachers and judges"
+    )
+    gpu = summary["gpu"]
+    room = f"{summary['gib_of_weights']:,.1f} GiB of weights and optimiser on {gpu['gib']} GiB"
+    if not summary["fits"]:
+        room += ": too little. Share them out (train.strategy: zero3 or fsdp, more workers)"
+    say(f"{gpu['group']} ({gpu['type']}): {room}")
+    say(f"prices: {summary['prices']}")
+    if summary["written"]:
+        say(f"written: {summary['written']}")
+
+
+def _usd(value: float | None) -> str:
+    return "no price" if value is None else f"{value:,.2f}"
 
 
 def _share(value: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ a predictor knows gaps alone.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,15 @@ class EncoderSection(Section):
     pairs_per_step: int = Field(32, ge=1)
     workers: int = Field(1, ge=1)
     gpus_per_worker: int = Field(0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> EncoderSection:
+        if self.pairs_per_step < self.workers:
+            raise ValueError(
+                f"pairs_per_step {self.pairs_per_step} leaves some of {self.workers} workers "
+                "without a pair"
+            )
+        return self
 
 
 class DistillSection(Section):
@@ -50,7 +59,14 @@ class DistillSection(Section):
     def _whole(self) -> DistillSection:
         if (self.kind == "encoder") != (self.encoder is not None):
             raise ValueError("kind: encoder and the section encoder belong together")
+        if self.encoder is not None and self.frontier:
+            raise ValueError("frontier trains many predictors, and so only light ones")
         return self
+
+    @property
+    def of_predictor(self) -> dict[str, Any]:
+        """What decides the predictor itself."""
+        return self.model_dump(mode="json", exclude={"frontier"})
 
 
 class MixSection(Section):
@@ -64,11 +80,5 @@ class MixSection(Section):
     """How later parts are chosen: widest intervals first within each predicted category, or at
     random. The first part is always random: it alone calibrates the intervals."""
     first: float = Field(0.4, gt=0, le=1)
-    """Part of the share that the first round asks about."""
+    """Part of the share that the first of several rounds asks about."""
     seed: int = 0
-
-    @model_validator(mode="after")
-    def _whole(self) -> MixSection:
-        if self.rounds == 1 and self.first != 1:
-            object.__setattr__(self, "first", 1.0)
-        return self

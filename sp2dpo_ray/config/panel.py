@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sp2dpo_ray.config.distill import MixSection
-from sp2dpo_ray.config.section import Section
+from sp2dpo_ray.config.section import Section, without_credentials
 from sp2dpo_ray.core.costs import Price
 
 NAME = r"[a-z][a-z0-9]*"
@@ -233,10 +233,7 @@ class AnnotateSection(Section):
 
     @model_validator(mode="after")
     def _no_secret(self) -> AnnotateSection:
-        if self.journal and "@" in self.journal.partition("?")[0]:
-            raise ValueError("journal must hold no credentials; they come from the environment")
-        if self.journal and ("access_key" in self.journal or "secret_key" in self.journal):
-            raise ValueError("journal must hold no credentials; they come from the environment")
+        without_credentials(self.journal or "", "journal")
         return self
 
 

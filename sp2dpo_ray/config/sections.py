@@ -22,7 +22,7 @@ from sp2dpo_ray.config.panel import (
     TeacherSection,
 )
 from sp2dpo_ray.config.schedule import EnsembleSection, MappingSection
-from sp2dpo_ray.config.section import Section
+from sp2dpo_ray.config.section import Section, uri_below, without_credentials
 from sp2dpo_ray.config.sweep import SweepSection
 from sp2dpo_ray.config.training import NOT_THE_RESULT, StudentSection, TrainSection
 from sp2dpo_ray.core.arms import Arm, parse_arm
@@ -41,18 +41,29 @@ class RunSection(Section):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
     """Name of the run; its folder lies in `storage`."""
     storage: str = "runs"
-    """Folder that holds the runs. Every machine of the cluster must see it."""
+    """Folder that holds the runs, which every machine of the cluster sees; or an object store
+    (s3://, gs://; credentials from the environment)."""
+    mirror: str = "~/.cache/sp2dpo/runs"
+    """Of a run in an object store, the folder that stages work in. Stages that use several machines
+    want one that all of them see; `annotate` does not."""
 
     @field_validator("storage")
     @classmethod
-    def _local(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("must be a folder; object stores cannot hold a run yet")
-        return value
+    def _no_secret(cls, value: str) -> str:
+        return without_credentials(value, "storage")
+
+    @property
+    def uri(self) -> str | None:
+        """Where an object store holds the run; None for a folder."""
+        return uri_below(self.storage, self.name) if "://" in self.storage else None
 
     @property
     def folder(self) -> Path:
-        return Path(self.storage).expanduser().resolve() / self.name
+        """Where stages work."""
+        if self.uri is None:
+            return Path(self.storage).expanduser().resolve() / self.name
+        place = sha256_hex(self.storage)[:12]  # two stores may hold runs of one name
+        return Path(self.mirror).expanduser().resolve() / place / self.name
 
 
 class DataSection(Section):

@@ -21,6 +21,7 @@ NOT_THE_RESULT = frozenset(
         "keep",
         "max_failures",
         "save_steps",
+        "notice_steps",
         "log_steps",
         "eval_steps",
         "gradient_checkpointing",
@@ -113,6 +114,9 @@ class TrainSection(Section):
     """ddp: the whole student on each worker. zero2, zero3: DeepSpeed shares out gradients and
     optimiser states, zero3 weights too. fsdp: PyTorch shares out all of them."""
     save_steps: int = Field(250, ge=1)
+    notice_steps: int = Field(10, ge=0)
+    """Every so many steps the workers ask whether one of their nodes is about to be taken away, as
+    spot instances are, and then save at once; 0: never."""
     keep: int = Field(3, ge=1)
     """Checkpoints to keep."""
     max_failures: int = Field(0, ge=0)

@@ -24,7 +24,10 @@ from sp2dpo_ray.core.hashing import canonical_json, sha256_file, sha256_hex
 from sp2dpo_ray.errors import ArtifactError
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSIONS = {"schedule": 3}  # of the stages whose files have changed since; else 1
+SCHEMA_VERSIONS = {
+    "prepare": 2,
+    "schedule": 3,
+}  # of the stages whose files have changed since; else 1
 ROWS_AT_ONCE = 4_096  # of a row group: what a reader must hold at a time
 
 
@@ -87,7 +90,7 @@ def publish(folder: Path, provenance: Provenance) -> Iterator[Draft]:
     try:
         yield draft
         seal(draft.path, provenance, draft.summary)
-        _replace(draft.path, folder)
+        put_in_place(draft.path, folder)
     finally:
         shutil.rmtree(draft.path, ignore_errors=True)
 
@@ -146,6 +149,21 @@ def read_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
+def manifests_in(folder: Path) -> dict[str, Manifest | None]:
+    """Every published artifact below a run folder by name, None where another release made it;
+    drafts are none."""
+    found: dict[str, Manifest | None] = {}
+    for path in sorted(folder.rglob(MANIFEST)):
+        name = path.parent.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts):
+            continue
+        try:
+            found[name.as_posix()] = read_manifest(path.parent)
+        except OtherVersion:
+            found[name.as_posix()] = None
+    return found
+
+
 def _schema_version(stage: str) -> int:
     return SCHEMA_VERSIONS.get(stage, 1)
 
@@ -176,7 +194,8 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _replace(new: Path, folder: Path) -> None:
+def put_in_place(new: Path, folder: Path) -> None:
+    """Make `folder` what `new` is; what was there before is gone only then."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

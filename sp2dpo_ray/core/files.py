@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 TRAIN, EVAL = "train", "eval"  # the two sides of the split
+PAIRS = "pairs"  # the folder of them
 PAIRS_TABLE = "{split}.parquet"
 EXCLUDED = "excluded.parquet"
 

@@ -1,14 +1,13 @@
 """Training the encoder predictor on Ray Train.
 
-In: texts and targets. Out: an `EncoderModel`. Each worker takes every so-manieth pair of a step;
-gradients are averaged by DDP. Invariant: the order of pairs is a function of the seed, the same for
-any number of workers.
+In: texts and targets. Out: an `EncoderModel`. Worker r of n takes the pairs r, r + n, ... of each
+step; gradients are averaged by DDP. Invariant: the order of pairs is a function of the seed, the
+same for any number of workers.
 """
 
 from __future__ import annotations
 
 import tempfile
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,17 @@ import ray.train.torch
 import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from sp2dpo_ray.config.distill import EncoderSection
+from sp2dpo_ray.core.threads import off_main_thread
 from sp2dpo_ray.distill.encoder import EncoderModel, Reading, encode, known_in, new_model
 from sp2dpo_ray.distill.targets import Targets
 from sp2dpo_ray.distill.texts import Texts
-from sp2dpo_ray.errors import TrainingError
+from sp2dpo_ray.errors import ConfigError, TrainingError
 
 WEIGHTS = "weights.safetensors"
 CLIP = 1.0
@@ -50,7 +51,9 @@ def fit(
     texts: Texts, targets: Targets, section: EncoderSection, *,
     coverage: float, swap: bool, seed: int, scratch: Path,
 ) -> EncoderModel:  # fmt: skip
-    """Train on Ray; scratch: a folder that every node sees. Raises TrainingError."""
+    """Train on Ray; scratch: a folder that every node sees. Raises TrainingError, ConfigError where
+    the cluster has no room for the workers."""
+    _check_room(section)
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         output = Path(folder)
@@ -65,27 +68,24 @@ def fit(
             ),
             run_config=RunConfig(name="encoder", storage_path=folder),
         )  # fmt: skip
-        _run(trainer)
+        try:
+            off_main_thread(trainer.fit)
+        except TrainingFailedError as error:
+            raise TrainingError(f"distill: training the encoder failed: {error}") from error
         model, tokenizer = new_model(section.model, section.revision)
         model.load_state_dict(load_file(output / WEIGHTS))
     return EncoderModel(model.eval(), tokenizer, Reading(section.max_length), known_in(texts))
 
 
-def _run(trainer: TorchTrainer) -> None:
-    """On a thread: on the main one Ray Train takes Ctrl-C for itself."""
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # carried to the caller's thread, whatever it is
-            failures.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join()
-    if failures:
-        raise TrainingError(f"distill: training the encoder failed: {failures[0]}") from failures[0]
+def _check_room(section: EncoderSection) -> None:
+    """Refuse what this cluster can never start: Ray would wait without a word."""
+    present = ray.cluster_resources()
+    for kind, each in (("CPU", 1), ("GPU", section.gpus_per_worker)):
+        if section.workers * each > present.get(kind, 0):
+            raise ConfigError(
+                f"distill.encoder.workers: {section.workers} workers need "
+                f"{section.workers * each} {kind}s, the Ray cluster has {present.get(kind, 0):g}"
+            )
 
 
 def _worker(config: dict[str, Any]) -> None:

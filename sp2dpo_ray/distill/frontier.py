@@ -23,7 +23,7 @@ from sp2dpo_ray.distill.texts import Texts
 
 CHOICES = ("random", "active")
 STOP = 0.005  # of economy mode, in beta
-ROUNDS, FIRST = MixSection(share=0.5).rounds, MixSection(share=0.5).first
+ROUNDS, FIRST = (MixSection.model_fields[name].default for name in ("rounds", "first"))
 Rows = NDArray[np.int64]
 
 
@@ -94,7 +94,8 @@ def _points(
 
 def _learned(panel: Panel, section: DistillSection, asked: Rows, share: float) -> Predictor:
     fair = np.isin(asked, _first(panel, section, share))
-    keys = [panel.ids[row] for row in asked]
+    ids = panel.ids
+    keys = [ids[row] for row in asked]
     split = split_by(keys, section, fair)
     origin = {"teachers": [], "prompts": "", "lambda_id": "", "categories": [], "apart": "pair"}
     return train(panel.texts.take(asked), panel.targets.take(asked), split, section, origin)
@@ -109,13 +110,14 @@ def _asked(panel: Panel, section: DistillSection, share: float, choice: str) -> 
     whole = round(share * len(panel.targets))
     if choice == "random":
         return at_random(panel.ids, whole, section.seed)
+    ids = panel.ids
     asked = _first(panel, section, share)
     for left in range(ROUNDS - 1, 0, -1):
         predictor = _learned(panel, section, asked, share)
         rest = np.setdiff1d(np.arange(len(panel.targets)), asked)
         found = predictor.predict(panel.texts.take(rest))
         count = -(-(whole - len(asked)) // left)
-        picked = widest([panel.ids[row] for row in rest], found, count)
+        picked = widest([ids[row] for row in rest], found, count)
         asked = np.sort(np.concatenate([asked, rest[picked]]))
     return asked
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sp2dpo_ray.distill.conformal import intervals
 
 Floats = NDArray[np.float64]
+SERVED_BY_PREDICTOR = "predictor/"  # and the digest of its files, as the model that served
 UNFAMILIAR_NOTE = "unfamiliar"
 UNFAMILIAR = 0.5  # share of unknown words above which a pair is unlike all that was learned
 

@@ -22,7 +22,7 @@ from sp2dpo_ray.core.hashing import uniform_draws
 from sp2dpo_ray.distill import light
 from sp2dpo_ray.distill.conformal import radius
 from sp2dpo_ray.distill.features import FEATURES_VERSION, features_of
-from sp2dpo_ray.distill.predictions import Predictions, Raw, calibrated
+from sp2dpo_ray.distill.predictions import SERVED_BY_PREDICTOR, Predictions, Raw, calibrated
 from sp2dpo_ray.distill.targets import Targets
 from sp2dpo_ray.distill.texts import Texts
 from sp2dpo_ray.errors import ArtifactError, DataError
@@ -86,7 +86,7 @@ class Predictor:
     @property
     def name(self) -> str:
         """As the model that served."""
-        return f"predictor/{self.digest[:12]}"
+        return SERVED_BY_PREDICTOR + self.digest[:12]
 
     def save(self, folder: Path) -> None:
         self.model.save(folder)

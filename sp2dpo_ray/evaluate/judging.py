@@ -15,13 +15,13 @@ from typing import Any
 from sp2dpo_ray.annotate.chair import chair_of
 from sp2dpo_ray.annotate.desk import open_desk
 from sp2dpo_ray.annotate.journal import Entry, Journal
-from sp2dpo_ray.annotate.place import Place
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.core.place import Place
 from sp2dpo_ray.core.prompts import Message
 from sp2dpo_ray.errors import Stopped, TeacherStopped
 from sp2dpo_ray.teachers.base import Reply, identity

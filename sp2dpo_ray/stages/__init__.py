@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-from sp2dpo_ray.console import say
+from sp2dpo_ray.console import about, say
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.run import Run, Summary
 
@@ -41,6 +41,7 @@ class Stage:
 
     def work(self, *given: Any, **more: Any) -> Summary:
         """Call the function at `place`; a package that is missing is named with its extra."""
+        about(stage=self.name)
         module, _, function = self.place.partition(":")
         try:
             work = getattr(importlib.import_module(module), function)
@@ -101,6 +102,11 @@ LAB = Stage(
 TABLES = Stage(
     "tables", "sp2dpo_ray.stages.tables:tables", False, "report",
     "Students of several runs side by side, in the form of the paper's tables.",
+)  # fmt: skip
+
+CLUSTER_SIZE = Stage(
+    "cluster-size", "sp2dpo_ray.stages.cluster_size:cluster_size", False, "annotate",
+    "How many nodes of which kind a run wants, for how long and how much money.", writes=False,
 )  # fmt: skip
 
 IMPORT = Stage(
@@ -164,6 +170,26 @@ def ray_session(address: str | None) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with redirect_stdout(sys.stderr):  # Ray prints what befalls its nodes on stdout
         yield from _session(ray, address)
+
+
+def check_shared_folder(run: Run, stage: Stage) -> None:
+    """Refuse what would look for files on the wrong machine.
+
+    Nodes of a run in an object store have no folder in common unless `run.mirror` names one; only
+    calls to teachers do without.
+    """
+    import ray
+
+    if run.config.run.uri is None or "mirror" in run.config.run.model_fields_set:
+        return
+    called = all(t.mode == "interactive" and not t.on_engine for t in run.config.teachers)
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1 and not (stage.name == "annotate" and called):
+        raise ConfigError(
+            f"run.storage is an object store, and this cluster has {nodes} nodes: stage "
+            f"{stage.name} needs a folder that all of them see. Name one, run.mirror: /shared/..., "
+            "or use a cluster of one machine"
+        )
 
 
 def _session(ray: Any, address: str | None) -> Iterator[None]:

@@ -27,9 +27,9 @@ from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.annotate.table import Predict, pair_chunks, write_annotations
 from sp2dpo_ray.console import bars, say
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
-from sp2dpo_ray.core.artifact import Draft, publish
+from sp2dpo_ray.core.artifact import Draft
 from sp2dpo_ray.core.files import ANNOTATIONS, TRAIN
-from sp2dpo_ray.distill.predictions import UNFAMILIAR_NOTE
+from sp2dpo_ray.distill.predictions import SERVED_BY_PREDICTOR, UNFAMILIAR_NOTE
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages import missing
@@ -47,7 +47,7 @@ def annotate(run: Run) -> Summary:
     if mix is not None:
         settings |= {
             "mix": mix.model_dump(mode="json"),
-            "distill": run.config.distill.model_dump(mode="json"),
+            "distill": run.config.distill.of_predictor,
         }
     provenance = run.provenance("annotate", settings, {"prepare": run.path("pairs")})
     done = run.finished(run.path("annotations"), provenance)
@@ -65,7 +65,7 @@ def annotate(run: Run) -> Summary:
         panel, predict = _mixed(run, panel, tally)
     answers = Answers(Journal(panel.spec.place).new_entries())
     try:
-        with publish(run.path("annotations"), provenance) as draft:
+        with run.publish(run.path("annotations"), provenance) as draft:
             whole = write_annotations(
                 draft.path / ANNOTATIONS, panel.files, panel.expected, answers, predict
             )
@@ -177,8 +177,10 @@ def _summary(panel: PanelWork, whole: Any) -> Summary:
 
 def _tell_unfamiliar(draft: Draft) -> None:
     """Count the pairs that a predictor knows next to nothing of."""
-    table = pq.read_table(draft.path / ANNOTATIONS, columns=["prompt_id", "detail"])
-    odd = table.filter(pc.match_substring(table["detail"], UNFAMILIAR_NOTE))
+    columns = ["prompt_id", "served_model", "detail"]
+    table = pq.read_table(draft.path / ANNOTATIONS, columns=columns)
+    told = table.filter(pc.starts_with(table["served_model"], SERVED_BY_PREDICTOR))
+    odd = told.filter(pc.match_substring(told["detail"], UNFAMILIAR_NOTE))
     count = pc.count_distinct(odd["prompt_id"]).as_py()
     if count:
         draft.summary["unfamiliar"] = count

@@ -44,6 +44,7 @@ from sp2dpo_ray.distill.predictions import Predictions
 from sp2dpo_ray.distill.predictor import split_by, train
 from sp2dpo_ray.distill.targets import Targets, targets_of, told_by_teachers
 from sp2dpo_ray.distill.texts import Texts, texts_of
+from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.report.costs import annotator_costs
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages import ray_session
@@ -99,8 +100,10 @@ def training(run: Run) -> Iterator[Path]:
     """A folder for an encoder's training, and a Ray for it; the light kind needs neither."""
     scratch = run.path(".distill")
     with ray_session(run.config.cluster.address) if run.config.distill.encoder else nullcontext():
-        yield scratch
-    shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def answered(run: Run) -> Targets:
@@ -119,6 +122,11 @@ def _write_frontier(run: Run, draft: Draft, texts: Texts, targets: Targets) -> N
     whole = told_by_teachers(_grid(run))
     gaps = effective_gap(whole.magnitude, whole.confidence)
     rows = np.flatnonzero(~np.isnan(gaps).any(axis=(1, 2)))  # without those of economy mode
+    if not len(rows):
+        raise DataError(
+            "distill.frontier needs pairs whose every call was answered, and economy mode left "
+            "calls of each out; leave out distill.frontier, or annotate without early_stop"
+        )
     panel = Panel(texts.take(rows), targets.take(rows), gaps[rows], _usd_per_call(run))
     linear = BetaMap(beta_min=mapping.beta_min, beta_max=mapping.beta_max)  # Eq. 15
     points = frontier(panel, section, linear, section.frontier)

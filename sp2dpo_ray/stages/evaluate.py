@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sp2dpo_ray.annotate.place import find_place
 from sp2dpo_ray.config.evaluate import shared_with
 from sp2dpo_ray.console import bar, say
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import MANIFEST, Draft, open_artifact, write_atomically
 from sp2dpo_ray.core.files import COMPARISON, COMPARISON_TEXT, ITEMS, OUTPUTS, RESULT
 from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
+from sp2dpo_ray.core.place import find_place
 from sp2dpo_ray.errors import ConfigError, DataError
 from sp2dpo_ray.evaluate.items import Answers, Item, Result, read_lines
 from sp2dpo_ray.evaluate.judging import Judge, Question, Verdict, ask, outcomes_of
@@ -169,7 +169,7 @@ def judge_of(run: Run, benchmark: str) -> Judge:
     return Judge(
         section.model_copy(update={"options": options}),
         row.decoding(config.decoding),
-        find_place(config.evaluate.journal or str(run.path("eval", "journal"))),
+        find_place(run.journal_at(config.evaluate.journal, "eval", "journal")),
         config.evaluate.budget_usd,
         config.annotate.max_failures,
         config.annotate.max_pause_s,

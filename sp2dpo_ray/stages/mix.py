@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,7 @@ def _key(run: Run, panel: PanelWork, ids: list[str]) -> str:
     assert config.annotate.mix is not None
     return sha256_hex(
         [panel.settings, config.annotate.mix.model_dump(mode="json"),
-         config.distill.model_dump(mode="json"), ids]
+         config.distill.of_predictor, ids]
     )  # fmt: skip
 
 
@@ -89,7 +88,7 @@ def _choose(
 ) -> list[str]:
     """The pairs of the next round."""
     whole = max(1, round(mix.share * len(ids)))
-    first = min(whole, max(1, round(mix.first * whole)))
+    first = max(1, round(mix.first * whole)) if mix.rounds > 1 else whole
     if not rounds:
         if first < run.config.distill.least_pairs:
             raise DataError(
@@ -156,7 +155,7 @@ def _publish(run: Run, panel: PanelWork, ids: list[str], rounds: list[list[str]]
         draft.summary |= {"rounds": [len(part) for part in rounds], "mae": figures.get("mae")}
 
     run.publish_once(folder, provenance, make)
-    return load_predictor(Path(folder))
+    return load_predictor(folder)
 
 
 def _speaker(predictor: Predictor, asked: set[str]) -> Predict:

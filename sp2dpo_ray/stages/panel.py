@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sp2dpo_ray.annotate.place import find_place
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.annotate.table import Expected
 from sp2dpo_ray.annotate.twins import find_twins
 from sp2dpo_ray.core.files import EVAL, TRAIN
+from sp2dpo_ray.core.place import find_place
 from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.run import Run
 
@@ -103,12 +103,13 @@ def panel_of(run: Run) -> PanelWork:
         teachers=config.teachers,
         decoding=config.decoding,
         prompts=load_prompts(config.prompts.variants, config.prompts.dir),
-        place=find_place(annotate.journal or str(run.path("journal"))),
+        place=find_place(run.journal_at(annotate.journal, "journal")),
         actors=actors,
         max_failures=annotate.max_failures,
         max_pause_s=annotate.max_pause_s,
         redact=annotate.redact,
         early_stop=economy,
+        store=run.store,
     )
     splits = (TRAIN, EVAL) if annotate.evaluation else (TRAIN,)
     return PanelWork(spec, {name: run.pairs_file(name) for name in splits})

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.arms import parse_arm
-from sp2dpo_ray.core.artifact import seal
 from sp2dpo_ray.core.files import BETAS, HELD_OUT
 from sp2dpo_ray.core.hashing import uniform_draws
 from sp2dpo_ray.core.schedule.ensemble import Floats
@@ -84,7 +83,7 @@ def _made(run: Run, name: str, ids: list[str], seen: Floats, beta: float, seed: 
         train_arm(task, follow=lambda row: None)
         (folder / HELD_OUT).rename(folder / MARGINS)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        seal(folder, provenance, {"pairs": len(chosen)})
+        run.seal(folder, provenance, {"pairs": len(chosen)})
     return _margins(folder / MARGINS, ids)
 
 

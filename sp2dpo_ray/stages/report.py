@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.arms import parse_arm
-from sp2dpo_ray.core.artifact import open_artifact, publish, read_manifest
+from sp2dpo_ray.core.artifact import open_artifact, read_manifest
 from sp2dpo_ray.core.files import (
     ANNOTATIONS,
     ARMS,
@@ -81,7 +81,7 @@ def report(run: Run) -> Summary:
     )
 
     student, columns = _student(run, rows, judged)
-    with publish(run.path("report"), provenance) as draft:
+    with run.publish(run.path("report"), provenance) as draft:
         (draft.path / "index.html").write_text(render(data), encoding="utf-8")
         (draft.path / "comparison.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
         (draft.path / ARMS_TABLE).write_text(table_16([student], columns), encoding="utf-8")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from sp2dpo_ray.console import bar, say
 from sp2dpo_ray.core.arms import Arm, parse_arm
-from sp2dpo_ray.core.artifact import MANIFEST, Provenance, read_manifest, seal
+from sp2dpo_ray.core.artifact import MANIFEST, Provenance, read_manifest
 from sp2dpo_ray.core.files import (
     ADAPTER,
     EVAL,
@@ -113,7 +113,7 @@ def train(
     write_hparams(folder, settings(task), held_out)
     # checkpoints served their purpose and are no part of the artifact
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    seal(folder, provenance, summary)
+    run.seal(folder, provenance, summary)
     return summary | {"reused": False}
 
 

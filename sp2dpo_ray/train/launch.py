@@ -7,7 +7,6 @@ the stage's key, so an interrupted training resumes, and a changed one never doe
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.files import METRICS_LINES
+from sp2dpo_ray.core.threads import off_main_thread
 from sp2dpo_ray.errors import DISK_FULL, ConfigError, Sp2dpoError, Stopped, TrainingError
 from sp2dpo_ray.train.loop import train_worker
 from sp2dpo_ray.train.task import TrainTask
@@ -64,24 +64,11 @@ def train_arm(task: TrainTask, *, follow: Callable[[dict[str, Any]], None]) -> N
 
 
 def _fit(trainer: TorchTrainer, metrics: Path, follow: Callable[[dict[str, Any]], None]) -> None:
-    """Run the trainer on a thread and follow metrics.jsonl, which rank 0 appends to.
-
-    On the main thread Ray Train takes Ctrl-C for itself and ends the process with exit code 0;
-    here an interrupt stays an interrupt.
-    """
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # carried to the caller's thread, whatever it is
-            failures.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    """Run the trainer and follow metrics.jsonl, which rank 0 appends to."""
     seen = 0
-    while thread.is_alive():
-        thread.join(WATCH_EVERY_S)
+
+    def look() -> None:
+        nonlocal seen
         lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         if len(lines) != seen and lines and lines[-1].endswith("}"):
             # after a restored step there are fewer lines than before
@@ -91,8 +78,8 @@ def _fit(trainer: TorchTrainer, metrics: Path, follow: Callable[[dict[str, Any]]
                 if "note" in row:
                     say(f"train: {row['note']}")
                 follow(row)
-    if failures:
-        raise failures[0]
+
+    off_main_thread(trainer.fit, look, WATCH_EVERY_S)
 
 
 def _check_room(workers: int, per_worker: dict[str, float]) -> None:

@@ -82,6 +82,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if rank == 0:
         write_record(task, tokenizer, pairs, plan, memory, device)
     window, seen, clock = new_sums(device), [], time.perf_counter()
+    warned = None
     for step in range(done + 1, len(plan) + 1):
         torch.manual_seed(hash_seed(options.seed, step, rank))  # LoRA dropout
         everyone = plan[step - 1]
@@ -104,6 +105,11 @@ def train_worker(config: dict[str, Any]) -> None:
         rate = strategy.learning_rate
         norm = strategy.step()
         saves = step % options.save_steps == 0 or step == len(plan)
+        if options.notice_steps and step % options.notice_steps == 0:
+            # every worker asks at the same steps: the answer is one for all
+            notice = ray.train.get_preemption_info()
+            saves |= notice is not None and notice != warned
+            warned = notice
         looks = held_out is not None and step % task.eval_steps == 0
         # logged at every checkpoint too, so that a resumed run begins with an empty window
         if saves or looks or step % options.log_steps == 0:

@@ -9,7 +9,6 @@ disk, a wrong configuration) stops the sweep.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ray import tune
 
 from sp2dpo_ray import errors
 from sp2dpo_ray.config import TrainSection
+from sp2dpo_ray.core.threads import off_main_thread
 from sp2dpo_ray.errors import ConfigError, Sp2dpoError, TrainingError
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
@@ -118,24 +118,8 @@ def attempt(arm: str, work: Callable[[str], Any]) -> tuple[dict[str, str], Any]:
 
 
 def fit(tuner: tune.Tuner, watch: Callable[[], None]) -> Any:
-    """On a thread: on the main one Tune takes Ctrl-C for itself."""
-    found: list[Any] = []
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            found.append(tuner.fit())
-        except BaseException as error:  # carried to the caller's thread, whatever it is
-            failures.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(LOOK_EVERY_S)
-        watch()
-    if failures:
-        raise failures[0]
-    return found[0]
+    """Run the tuner; watch() is called every second."""
+    return off_main_thread(tuner.fit, watch, LOOK_EVERY_S)
 
 
 def ended(

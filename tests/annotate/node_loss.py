@@ -20,14 +20,10 @@ from ray.cluster_utils import Cluster
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
-from tests.processes import panel_actors
+from tests.processes import panel_actors, raylet_of
 
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 << 20}
 SECONDS_BEFORE = 4.0  # of asking, so that some answers are on record and some are not
-
-
-def raylet_of(node: Any) -> int:
-    return int(node.all_processes["raylet"][0].process.pid)
 
 
 def node_with_an_actor(nodes: list[Any]) -> Any:

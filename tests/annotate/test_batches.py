@@ -17,12 +17,12 @@ from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.batches import Order, Runner
 from sp2dpo_ray.annotate.desk import Budget
 from sp2dpo_ray.annotate.journal import Journal
-from sp2dpo_ray.annotate.place import Folder
 from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.calls import calls_of
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
+from sp2dpo_ray.core.place import Folder
 from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.errors import TeacherStopped
 from tests.annotate.test_limits import FakeDesk

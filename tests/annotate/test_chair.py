@@ -13,11 +13,11 @@ from sp2dpo_ray.annotate.chair import Chair
 from sp2dpo_ray.annotate.desk import Budget
 from sp2dpo_ray.annotate.gate import Gate, Purse
 from sp2dpo_ray.annotate.journal import Entry, Journal, Segment
-from sp2dpo_ray.annotate.place import Folder
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.costs import Usage
+from sp2dpo_ray.core.place import Folder
 from sp2dpo_ray.teachers.base import Reply
 from sp2dpo_ray.teachers.settings import Settings
 from tests.annotate.test_journal import CALLS, answer

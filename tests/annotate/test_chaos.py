@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from sp2dpo_ray.annotate.journal import Journal
-from sp2dpo_ray.annotate.place import Folder
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.core.annotation import SETTLED
+from sp2dpo_ray.core.place import Folder
 from tests.conftest import DEMO_PAIRS
 from tests.fault_server import Server, serve
 from tests.processes import actors_called, kill_tree, panel_actors

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from pydantic import ValidationError
 
 from sp2dpo_ray.annotate import engine
@@ -178,9 +181,7 @@ def test_a_hosted_teacher_goes_through_journal_and_schedule_like_any_other(
     assert {row["served_model"] for row in mine} == {"some/model"}
     assert {row["prompt_tokens"] for row in mine} == {700}
     assert STAGES["schedule"](run)["pairs"] == pairs
-    lines = [json.loads(line[: line.rfind(b',"crc"')] + b"}")
-             for path in run.path("journal", "host").glob("*.jsonl")
-             for line in path.read_bytes().splitlines()]  # fmt: skip
+    lines = journal_of(run)
     intents = [line for line in lines if line["kind"] == "intent"]
     results = [line for line in lines if line["kind"] == "result"]
     assert len(intents) == len(results) > 3 * pairs  # some were asked twice
@@ -214,6 +215,55 @@ def _all_fail(batch: pa.Table) -> pa.Table:
     rows = [{"intent": row["intent"], "__inference_error__": "CUDA error"}
             for row in batch.to_pylist()]  # fmt: skip
     return pa.Table.from_pylist(rows, schema=ROWS)
+
+
+@pytest.mark.ray
+def test_an_engine_that_died_half_way_goes_on_with_what_it_had_not_answered(
+    ray_cluster: None, demo_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = hosted(demo_config)
+    pairs = STAGES["prepare"](run)["pairs"]
+    monkeypatch.setattr(engine, "answered", dying_stage)
+    with pytest.raises(TeacherStopped, match=r"teacher host: .*actor experienced an error"):
+        STAGES["annotate"](run)
+    first = journal_of(run)
+    answered = {line["key"] for line in first if line["kind"] == "result" and is_ok(line)}
+    assert 0 < len(answered) < 3 * pairs
+    assert sum(line["kind"] == "intent" for line in first) > len(answered)  # some were under way
+    assert [line["kind"] for line in first if line["kind"].startswith("job")] == ["job"]  # open
+    monkeypatch.setattr(engine, "answered", fake_stage)
+    told = STAGES["annotate"](run)
+    assert told["outcomes"] == {"ok": 2 * 3 * pairs}
+    results = Counter(
+        line["key"] for line in journal_of(run) if line["kind"] == "result" and is_ok(line)
+    )
+    assert len(results) == 3 * pairs
+    assert set(results.values()) == {1}  # nothing was answered twice
+
+
+def dying_stage(calls: Any, section: TeacherSection, decoding: DecodingSection) -> Any:
+    return Dying(fake_stage(calls, section, decoding))
+
+
+class Dying:
+    """The engine's actor is gone after its first forty answers."""
+
+    def __init__(self, made: Any) -> None:
+        self._made = made
+
+    def iter_batches(self, **how: Any) -> Iterator[pa.Table]:
+        yield next(iter(self._made.iter_batches(**how | {"batch_size": 40})))
+        raise ray.exceptions.RayActorError
+
+
+def journal_of(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line[: line.rfind(b',"crc"')] + b"}")
+            for path in sorted(run.path("journal", "host").glob("*.jsonl"))
+            for line in path.read_bytes().splitlines()]  # fmt: skip
+
+
+def is_ok(line: dict[str, Any]) -> bool:
+    return bool(line["outcome"] == "ok")
 
 
 @pytest.mark.ray

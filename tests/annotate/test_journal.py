@@ -16,12 +16,12 @@ from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.chair import intent_entry, result_entry
 from sp2dpo_ray.annotate.journal import Entry, Journal, Segment
 from sp2dpo_ray.annotate.merge import merge_segments
-from sp2dpo_ray.annotate.place import Folder, Place
 from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
 from sp2dpo_ray.core.costs import Usage
 from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.core.place import Folder, Place
 from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.errors import ArtifactError
 from sp2dpo_ray.teachers.base import Reply

@@ -26,7 +26,8 @@ run = Run(load_config(sys.argv[1], ("data.limit=4", "data.eval_fraction=0")))
 STAGES["prepare"](run)
 STAGES["annotate"](run)
 text, deadline = "", time.time() + 60
-while not ("calls_total" in text and "calls_expected" in text) and time.time() < deadline:
+names = ("calls_total", "attempts_total", "calls_expected")
+while not all(name in text for name in names) and time.time() < deadline:
     time.sleep(2)
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     text = urllib.request.urlopen(address).read().decode()
@@ -49,3 +50,4 @@ def test_calls_and_expectations_are_exported_by_teacher(demo_config: Path) -> No
     assert calls
     assert "sp2dpo_annotation_calls_expected" in done.stdout
     assert 'outcome="ok"' in done.stdout
+    assert "sp2dpo_annotation_attempts_total" in done.stdout

@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,11 @@ import pytest
 
 from sp2dpo_ray.annotate.journal import Journal, Segment
 from sp2dpo_ray.annotate.merge import merge_segments
-from sp2dpo_ray.annotate.place import ObjectStore, find_place
 from sp2dpo_ray.annotate.record import read_record
+from sp2dpo_ray.core.place import ObjectStore, find_place
 from sp2dpo_ray.errors import ArtifactError, ConfigError
 from tests.annotate.test_journal import CALLS, KEYS, answers_of, attempt, mixed, ok, state_of
-
-SECRET = "canary-secret-key"
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The URI of a bucket on a server of its own."""
-    from moto.server import ThreadedMotoServer
-
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ACCESS_KEY_ID", "test")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    patch.setenv("NO_PROXY", "127.0.0.1")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    import boto3
-
-    boto3.client(
-        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1"
-    ).create_bucket(Bucket="pairs")
-    query = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
-    yield "s3://pairs/{}" + query
-    server.stop()
-    patch.undo()
+from tests.conftest import SECRET
 
 
 def test_it_holds_what_a_folder_holds(bucket: str) -> None:

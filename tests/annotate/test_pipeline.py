@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sp2dpo_ray.annotate.journal import Journal
-from sp2dpo_ray.annotate.place import Folder
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.core.annotation import SETTLED
+from sp2dpo_ray.core.place import Folder
 from sp2dpo_ray.errors import ArtifactError, ConfigError, DataError, TeacherStopped
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES

@@ -120,8 +120,10 @@ def test_skipped_calls_leave_their_columns_empty_and_the_pair_in_the_schedule() 
         ("call +1 (555) 123-4567, +49 30 901820", "call [PHONE], [PHONE]"),
         ("555-123-4567 or (020) 7946 0958 or 030 1234 5678", "[PHONE] or [PHONE] or [PHONE]"),
         ("key sk-abcdEFGH1234567890abcd.", "key [KEY]."),
+        # pragma: allowlist nextline secret
         ("AKIAIOSFODNN7EXAMPLE and ghp_16C7e42F292c6912E7710c838347Ae178B4a",
          "[KEY] and [KEY]"),
+        # pragma: allowlist nextline secret
         ("token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc-_9", "token [KEY]"),
         ("hash d41d8cd98f00b204e9800998ecf8427e", "hash [KEY]"),
         # and what is none of these stays

@@ -136,6 +136,17 @@ def test_it_learns_on_ray_and_two_workers_learn_the_same(
 
 
 @pytest.mark.ray
+def test_workers_that_the_cluster_has_no_room_for_are_refused(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    texts, targets = world(40)
+    for more in ({"workers": 3}, {"gpus_per_worker": 1}):
+        section = EncoderSection(model="x", **more)
+        with pytest.raises(ConfigError, match=r"distill\.encoder\.workers: .* the Ray cluster has"):
+            fit(texts, targets, section, coverage=0.9, swap=True, seed=0, scratch=tmp_path)
+
+
+@pytest.mark.ray
 def test_an_encoder_goes_through_the_stage_and_annotates(
     ray_cluster: None, demo_config: Path, tiny_encoder: str
 ) -> None:
@@ -161,5 +172,9 @@ def test_encoders_that_are_none_are_refused(tmp_path: Path) -> None:
         new_model(str(tmp_path), None)
     with pytest.raises(ValidationError, match="belong together"):
         DistillSection(kind="encoder")
+    with pytest.raises(ValidationError, match="only light ones"):
+        DistillSection(kind="encoder", encoder={"model": "x"}, frontier=(0.5,))
+    with pytest.raises(ValidationError, match="leaves some of 4 workers without a pair"):
+        EncoderSection(model="x", workers=4, pairs_per_step=3)
     with pytest.raises(ValidationError, match="belong together"):
         DistillSection(encoder={"model": "x"})

@@ -183,6 +183,12 @@ def eval_pairs(run: Run) -> int:
 
 
 def test_what_cannot_be_distilled_says_why(ray_cluster: None, demo_config: Path) -> None:
+    thrifty = run_of(
+        demo_config, "annotate.early_stop=0.27", "distill.frontier=[0.5]", "run.name=thrifty"
+    )
+    stages(thrifty, "prepare", "annotate")
+    with pytest.raises(DataError, match=r"distill\.frontier needs pairs whose every call"):
+        STAGES["distill"](thrifty)
     few = run_of(demo_config, "data.limit=30")
     stages(few, "prepare", "annotate")
     with pytest.raises(DataError, match=r"pairs have a whole set of annotations, .* asks for 40"):

@@ -166,6 +166,7 @@ print("RESULT" + json.dumps({k: float(v) for k, v in board.iloc[0].items()
         summary = STAGES["evaluate"](run_with(demo_config, server.url, section))
         assert len(server.bodies) == summary["calls_made"] == 805
         environment = os.environ | {
+            # pragma: allowlist nextline secret
             "OPENAI_API_BASE": server.url, "OPENAI_API_KEY": "none", "OPENAI_MAX_CONCURRENCY": "8",
         }  # fmt: skip
         done = subprocess.run(

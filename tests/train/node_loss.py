@@ -1,13 +1,16 @@
 """A script: train on a cluster that shrinks in the middle.
 
-Run as: python -m tests.train.node_loss CONFIG OVERRIDE... The head has no core, two nodes have one
-each, and one of them is killed after the first checkpoint. Prints the stage's summary as JSON, with
-the number of workers that each line of the metrics had.
+Run as: python -m tests.train.node_loss [--notice] CONFIG OVERRIDE... The head has no core, two
+nodes have one each, and one is killed after the first checkpoint. With --notice its loss is told
+beforehand, after the first steps, as a spot machine's is. Prints the stage's summary as JSON, with
+the number of workers that were killed, the step of the checkpoint before, and the fewest steps that
+the metrics held afterwards.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -21,26 +24,45 @@ from ray.cluster_utils import Cluster
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
-from tests.processes import actors_called
+from tests.processes import actors_called, raylet_of
 
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 << 20}
+STEPS_BEFORE = 4
 
 
-def train_with_a_loss() -> dict[str, Any]:
+def train_with_a_loss(notice: bool) -> dict[str, Any]:
     head = NODE | {"num_cpus": 0, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(**NODE) for _ in range(2)]
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
-    run = Run(load_config(sys.argv[1], tuple(sys.argv[2:])))
+    config, *overrides = sys.argv[2:] if notice else sys.argv[1:]
+    run = Run(load_config(config, tuple(overrides)))
+    metrics = run.path("train", "jmamp", "metrics.jsonl")
     workers: list[int] = []
+    seen: dict[str, int] = {}
+
+    def steps() -> int:
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
     def kill() -> None:
-        while not list(run.path("train").rglob("part-0.json")):
+        if notice:
+            while steps() < STEPS_BEFORE:
+                time.sleep(0.05)
+            told = ["ray", "drain-node", "--address", cluster.address, "--node-id",
+                    nodes[-1].node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+                    "--reason-message", "test", "--deadline-remaining-seconds", "60"]  # fmt: skip
+            subprocess.run(told, check=True, stdout=sys.stderr)
+        while not (parts := list(run.path("train").rglob("part-0.json"))):
             time.sleep(0.05)
-        raylet = nodes[-1].all_processes["raylet"][0].process.pid
-        below = {child.pid for child in psutil.Process(raylet).children(recursive=True)}
+        seen["saved"] = json.loads(parts[0].read_text())["step"]
+        raylet = psutil.Process(raylet_of(nodes[-1]))
+        below = {child.pid for child in raylet.children(recursive=True)}
         workers.extend(w.pid for w in actors_called("RayTrainWorker") if w.pid in below)
         cluster.remove_node(nodes[-1], allow_graceful=False)
+        seen["fewest"] = steps()
+        while not metrics.with_name("manifest.json").exists():
+            seen["fewest"] = min(seen["fewest"], steps() or seen["fewest"])
+            time.sleep(0.02)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
@@ -48,12 +70,12 @@ def train_with_a_loss() -> dict[str, Any]:
     killer.join(1)
     ray.shutdown()
     cluster.shutdown()
-    return summary | {"killed": len(workers)}
+    return summary | {"killed": len(workers), **seen}
 
 
 def main() -> None:
     with redirect_stdout(sys.stderr):  # Ray tells there of the lost node, at any moment
-        summary = train_with_a_loss()
+        summary = train_with_a_loss("--notice" in sys.argv)
     print(json.dumps(summary), flush=True)
 
 

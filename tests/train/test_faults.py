@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -84,6 +85,27 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_training(
     rows = metric_rows(folder)
     assert [row["step"] for row in rows] == list(range(1, len(losses) + 1))
     assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_spot_notice_saves_at_once(ray_cluster: None, demo_config: Path) -> None:
+    """No checkpoint is due; the only one there can be is the notice's, and training goes on from
+    it."""
+    overrides = ("train.epochs=40", "train.save_steps=100000", "student.lora.dropout=0",
+                 "train.notice_steps=2", "train.workers=[1, 2]")  # fmt: skip
+    run = prepared(demo_config, *overrides)
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.train.node_loss", "--notice", str(demo_config), *overrides],
+        capture_output=True, text=True, timeout=280,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    summary = json.loads(found.stdout)
+    assert summary["killed"] == 1
+    assert summary["saved"] % 2 == 0
+    assert 4 <= summary["saved"] < summary["steps"]
+    assert summary["fewest"] >= summary["saved"]  # none of the steps before it was done again
+    rows = metric_rows(run.path("train", "jmamp"))
+    assert [row["step"] for row in rows] == list(range(1, summary["steps"] + 1))
 
 
 @pytest.fixture

@@ -143,3 +143,29 @@ def test_the_map_is_monotone_and_stays_in_its_envelope(
 def test_an_impossible_envelope_is_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="envelope"):
         BetaMap(beta_min=low, beta_max=high)
+
+
+@given(arrays(np.float64, (4, 3, 3), elements=st.floats(0, 1)),
+       arrays(np.float64, (3, 3), elements=st.floats(0, 1)))  # fmt: skip
+def test_a_hostile_pair_moves_itself_alone_and_inside_the_envelope(
+    honest: np.ndarray, said: np.ndarray
+) -> None:
+    """Whatever teachers are talked into: other pairs keep their bits, and one deceived teacher of
+    three moves beta by a third of the envelope at most."""
+
+    def beta_of(gap: np.ndarray) -> np.ndarray:
+        return ensemble.mean_over_teachers(BetaMap()(ensemble.median_over_prompts(gap)))
+
+    before = beta_of(honest)
+    deceived = honest.copy()
+    deceived[1] = said  # all nine calls of one pair
+    after = beta_of(deceived)
+    assert np.array_equal(np.delete(after, 1), np.delete(before, 1))
+    assert 0.03 <= after[1] <= 0.3
+    one = honest.copy()
+    one[1, 0] = said[0]  # one teacher, all its prompts
+    assert abs(beta_of(one)[1] - before[1]) <= (0.3 - 0.03) / 3 + 1e-12
+    prompt = np.sort(honest[1, 0])
+    one[1, 0] = [said[0, 0], *honest[1, 0, 1:]]  # one prompt of one teacher: its median stays
+    low, high = BetaMap()(prompt[[0, 2]])  # between its own least and greatest
+    assert low <= BetaMap()(ensemble.median_over_prompts(one))[1, 0] <= high

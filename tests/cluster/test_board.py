@@ -1,4 +1,4 @@
-"""What lies in `cluster/` fits the code: the board asks for metrics that exist."""
+"""The Grafana board fits the code: it asks for metrics that exist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BOARD = json.loads((ROOT / "cluster" / "grafana" / "sp2dpo.json").read_text())
 PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 ASKED = {

@@ -117,8 +117,8 @@ class ObjectStore:
         return self.uri.partition("?")[0]
 
 
-def find_place(where: str) -> Place:
-    """The place that a path or URI names.
+def find_place(where: str, named: str = "annotate.journal") -> Place:
+    """The place that a path or URI names; named: what an error calls it.
 
     Raises ConfigError for a URI that pyarrow does not know, Stopped for one that cannot be reached.
     """
@@ -127,9 +127,9 @@ def find_place(where: str) -> Place:
     try:
         place = ObjectStore(where)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"annotate.journal: {where!r} cannot be used: {error}") from None
+        raise ConfigError(f"{named}: {where!r} cannot be used: {error}") from None
     try:
         place.files(".jsonl")
     except OSError as error:
-        raise Stopped(f"annotate.journal: {place} cannot be reached: {error}") from None
+        raise Stopped(f"{named}: {place} cannot be reached: {error}") from None
     return place

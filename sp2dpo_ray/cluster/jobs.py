@@ -1,0 +1,209 @@
+"""Commands as jobs of a cluster: handed in, followed, stopped, found again.
+
+In: a configuration, a stage, Ray's job client. Out: how the job ended. Invariant: what a job is
+told is its command line and a working directory without secrets; keys and tokens are the nodes'
+own, since everybody who may read jobs may read what came with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sp2dpo_ray.config import Config
+from sp2dpo_ray.core.hashing import sha256_hex
+from sp2dpo_ray.errors import ConfigError, DataError, Sp2dpoError, Stopped, TrainingError
+
+KEY = "sp2dpo"  # of a job's metadata: what it does
+ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+AGAIN_S = 2.0
+PATIENCE_S = 120.0  # without an answer, as when a head starts anew
+# never sent along: secrets, and what a cluster has no use for
+EXCLUDED = (
+    ".git", ".venv", "venv", "runs", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache",
+    ".hypothesis", ".env", "*.env", ".env.*", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*",
+    ".ssh", ".aws", ".ray", ".netrc", ".kube", "*credentials*", "auth_token",
+)  # fmt: skip
+ERRORS = {error.exit_code: error for error in (ConfigError, DataError, Stopped, TrainingError)}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A command on a cluster."""
+
+    stage: str
+    run: str
+    folder: str
+    command: str
+    working_dir: Path
+    metadata: dict[str, str]
+    pip: str | None = None
+    resources: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        env: dict[str, Any] = {"working_dir": str(self.working_dir), "excludes": list(EXCLUDED)}
+        return env | ({"pip": self.pip} if self.pip else {})
+
+
+def job_of(
+    config: Config,
+    file: Path,
+    stage: str,
+    overrides: Sequence[str],
+    *,
+    working_dir: Path,
+    pip: Path | None = None,
+    more: Sequence[str] = (),
+    cpus: float = 0,
+    gpus: float = 0,
+) -> Job:
+    """The job that does on a cluster what `sp2dpo STAGE FILE` does here.
+
+    pip: a requirements file, installed for the job where the nodes' image lacks the packages.
+    cpus, gpus: of the command itself; with none it runs on the head, which has the least to lose.
+    Raises ConfigError for what would only work on one machine.
+    """
+    _check_places(config)
+    try:
+        inside = file.resolve().relative_to(working_dir.resolve())
+    except ValueError:
+        raise ConfigError(
+            f"{file} must lie in the working directory {working_dir}, which goes to the cluster"
+        ) from None
+    command = ["python", "-m", "sp2dpo_ray", stage, inside.as_posix(), *more]
+    for override in overrides:
+        command += ["--set", override]
+    return Job(
+        stage,
+        config.run.name,
+        str(config.run.folder),
+        shlex.join(command),
+        working_dir,
+        {
+            KEY: sha256_hex([stage, list(more), config.resolved]),
+            "stage": stage,
+            "run": config.run.name,
+            "lambda_id": config.lambda_id,
+        },
+        None if pip is None else str(pip),
+        {"entrypoint_num_cpus": cpus, "entrypoint_num_gpus": gpus},
+    )
+
+
+def _check_places(config: Config) -> None:
+    """A job's working directory is thrown away, and no other node sees it."""
+    for name, where in (
+        ("run.storage", config.run.storage),
+        ("annotate.journal", config.annotate.journal),
+    ):
+        if where is not None and "://" not in where and not Path(where).expanduser().is_absolute():
+            raise ConfigError(
+                f"{name}: {where!r} is relative, and a job's working directory is thrown away; "
+                f"name a folder that every node of the cluster sees: --set {name}=/shared/..."
+            )
+
+
+def submit_job(client: Any, job: Job) -> tuple[str, bool]:
+    """The id of the job, and whether it is new: a running one that does the same is found again."""
+    for known in client.list_jobs():
+        same = (known.metadata or {}).get(KEY) == job.metadata[KEY]
+        if same and str(known.status) not in ENDED and known.submission_id:
+            return known.submission_id, False
+    name = f"sp2dpo-{job.stage}-{job.run}-{secrets.token_hex(3)}"
+    made = client.submit_job(
+        entrypoint=job.command,
+        submission_id=name,
+        runtime_env=job.runtime_env,
+        metadata=dict(job.metadata),
+        **job.resources,
+    )
+    return str(made), True
+
+
+def follow(client: Any, name: str) -> dict[str, Any]:
+    """Write the job's log to stderr until it ends; how it ended.
+
+    Lines already written are left out when the connection breaks and comes back. Raises the error
+    that the job's exit code stands for.
+    """
+    last = asyncio.run(_follow(client, name))
+    info = _patiently(lambda: client.get_job_info(name))
+    status, code = str(info.status), info.driver_exit_code
+    if status == "STOPPED":
+        raise Stopped(f"job {name} was stopped; the same command goes on with what is finished")
+    if status != "SUCCEEDED":
+        error = ERRORS.get(code or 0, Sp2dpoError)
+        why = f"exit code {code}" if code else (info.message or status).strip().splitlines()[0]
+        raise error(f"job {name} ended with {why}; its last words are above")
+    return {"job": name, "status": status, "last": last}
+
+
+async def _follow(client: Any, name: str) -> str:
+    """Returns the last line of the log."""
+    import aiohttp  # comes with Ray's job client
+
+    shown, since = 0, time.monotonic()
+    tail = ""
+    while True:
+        seen = 0
+        try:
+            async for text in client.tail_job_logs(name):
+                since = time.monotonic()
+                new = text[max(0, shown - seen) :]
+                seen += len(text)
+                shown = max(shown, seen)
+                sys.stderr.write(new)
+                sys.stderr.flush()
+                tail = (tail + new)[-100_000:]
+            if str(client.get_job_status(name)) in ENDED:
+                return next((line for line in reversed(tail.splitlines()) if line.strip()), "")
+        except (RuntimeError, OSError, aiohttp.ClientError):
+            if time.monotonic() - since > PATIENCE_S:
+                raise Stopped(
+                    f"the cluster has not answered for {PATIENCE_S:.0f} seconds; job {name} may "
+                    "go on. If its head is lost, hand the same command in again: what is "
+                    "finished is kept"
+                ) from None
+        await asyncio.sleep(AGAIN_S)
+
+
+def stop(client: Any, name: str) -> bool:
+    """Ask the job to end, as Ctrl-C would; whether it was running."""
+    return bool(client.stop_job(name))
+
+
+def list_jobs(client: Any) -> list[dict[str, Any]]:
+    """Jobs of ours, the newest first."""
+    ours = [job for job in client.list_jobs() if KEY in (job.metadata or {})]
+    return [
+        {
+            "job": job.submission_id,
+            "stage": job.metadata["stage"],
+            "run": job.metadata["run"],
+            "lambda_id": job.metadata["lambda_id"],
+            "status": str(job.status),
+            "exit_code": job.driver_exit_code,
+            "started": job.start_time,
+            "ended": job.end_time,
+        }
+        for job in sorted(ours, key=lambda job: job.start_time or 0, reverse=True)
+    ]
+
+
+def _patiently(ask: Any) -> Any:
+    since = time.monotonic()
+    while True:
+        try:
+            return ask()
+        except (RuntimeError, OSError):
+            if time.monotonic() - since > PATIENCE_S:
+                raise
+            time.sleep(AGAIN_S)

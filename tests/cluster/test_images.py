@@ -1,0 +1,63 @@
+"""The images: a linter's view, and that they are made of what the project pins."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMAGES = sorted((ROOT / "cluster" / "images").glob("*.Dockerfile"))
+each = pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
+LINTER = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+
+
+@each
+@pytest.mark.skipif(LINTER is None, reason="hadolint is not installed")
+def test_the_linter_has_nothing_to_say(path: Path) -> None:
+    done = subprocess.run([str(LINTER), str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.skipif(LINTER is None, reason="hadolint is not installed")
+def test_the_linter_would_say_something(tmp_path: Path) -> None:
+    bad = tmp_path / "Dockerfile"
+    bad.write_text("FROM debian\nRUN cd /tmp && pip install torch\n")
+    assert subprocess.run([str(LINTER), str(bad)], capture_output=True, check=False).returncode
+
+
+@each
+def test_what_it_copies_is_there_and_goes_with_the_build(path: Path) -> None:
+    sent = (ROOT / ".dockerignore").read_text().splitlines()
+    for line in re.findall(r"^COPY (.*)$", path.read_text(), re.MULTILINE):
+        for name in line.split()[:-1]:
+            assert (ROOT / name).exists()
+            assert f"!{name}" in sent
+    assert sent[0] == "*"  # nothing else: no keys, no runs
+
+
+@each
+def test_versions_are_pinned_and_nobody_is_root(path: Path) -> None:
+    text = path.read_text()
+    for install in re.findall(r"pip install (?:[^\n\\]|\\\n)*", text):
+        assert "--constraint" in install or "==" in install, install
+    assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["1000"]
+    assert "RAY_AUTH_MODE=token" in text
+
+
+def test_all_nodes_have_one_python() -> None:
+    bases = {re.findall(r"^FROM (\S+)$", path.read_text(), re.MULTILINE)[0] for path in IMAGES}
+    assert len(IMAGES) == 2
+    assert len(bases) == 1
+
+
+def test_the_extras_exist() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    for path in IMAGES:
+        for extras in re.findall(r"(?:\.\[|EXTRAS=)([a-z,]+)", path.read_text()):
+            for extra in extras.split(","):
+                assert re.search(rf"^{extra} = \[", project, re.MULTILINE)

@@ -1,0 +1,184 @@
+"""Jobs without a cluster: what goes along, what a broken connection costs, how an end is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from sp2dpo_ray.cluster import door, jobs
+from sp2dpo_ray.cluster.jobs import EXCLUDED, follow, job_of, list_jobs, submit_job
+from sp2dpo_ray.config import load_config
+from sp2dpo_ray.errors import (
+    ConfigError,
+    DataError,
+    Sp2dpoError,
+    Stopped,
+    TrainingError,
+)
+
+
+@dataclass
+class Client:
+    """Ray's job client: `streams` are what each connection to the log sends before it breaks (an
+    error) or ends; the job has ended when they are used up."""
+
+    streams: list[list[Any]] = field(default_factory=list)
+    status: str = "SUCCEEDED"
+    code: int | None = 0
+    jobs: list[Any] = field(default_factory=list)
+    handed: list[dict[str, Any]] = field(default_factory=list)
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        for piece in self.streams.pop(0) if self.streams else [OSError("no head")]:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+    def get_job_status(self, name: str) -> str:
+        return "RUNNING" if self.streams else self.status
+
+    def get_job_info(self, name: str) -> Any:
+        return SimpleNamespace(status=self.status, driver_exit_code=self.code, message="it broke")
+
+    def list_jobs(self) -> list[Any]:
+        return self.jobs
+
+    def submit_job(self, **given: Any) -> str:
+        self.handed.append(given)
+        return str(given["submission_id"])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "AGAIN_S", 0.01)
+    monkeypatch.setattr(jobs, "PATIENCE_S", 0.2)
+
+
+def test_a_log_is_written_once_however_often_the_connection_breaks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client = Client(
+        streams=[
+            ["one\n", "two\n", OSError("reset")],
+            ["one\ntwo\nth", RuntimeError("WebSocket connection closed unexpectedly")],
+            [aiohttp.ServerDisconnectedError()],
+            ["one\n", "two\nthree\n", '{"pairs": 3}\n', "\n"],
+        ]
+    )
+    told = follow(client, "j")
+    assert capsys.readouterr().err == 'one\ntwo\nthree\n{"pairs": 3}\n\n'
+    assert told == {"job": "j", "status": "SUCCEEDED", "last": '{"pairs": 3}'}
+
+
+def test_a_cluster_that_is_gone_is_told_and_how_to_go_on() -> None:
+    with pytest.raises(Stopped, match=r"has not answered for 0 seconds; job j may go on"):
+        follow(Client(streams=[["one\n", OSError("reset")]], status="RUNNING"), "j")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error", "words"),
+    [
+        ("FAILED", 2, ConfigError, "exit code 2"),
+        ("FAILED", 3, DataError, "exit code 3"),
+        ("FAILED", 4, Stopped, "exit code 4"),
+        ("FAILED", 5, TrainingError, "exit code 5"),
+        ("FAILED", 1, Sp2dpoError, "exit code 1"),
+        ("FAILED", None, Sp2dpoError, "ended with it broke"),
+        ("STOPPED", None, Stopped, "was stopped; the same command goes on"),
+    ],
+)
+def test_a_job_ends_as_its_stage_did(
+    status: str, code: int | None, error: type[Sp2dpoError], words: str
+) -> None:
+    with pytest.raises(error, match=words) as raised:
+        follow(Client(streams=[["a line\n"]], status=status, code=code), "j")
+    assert type(raised.value) is error
+
+
+def test_what_goes_along(demo_config: Path, tmp_path: Path) -> None:
+    config = load_config(str(demo_config), ("train.epochs=2", 'train.arm="dpo:0.1"'))
+    job = job_of(config, demo_config, "train", ("train.epochs=2", 'train.arm="dpo:0.1"'),
+                 working_dir=tmp_path, more=("--json",))  # fmt: skip
+    assert job.command == (
+        "python -m sp2dpo_ray train config.yaml --json --set train.epochs=2 "
+        "--set 'train.arm=\"dpo:0.1\"'"
+    )
+    assert set(job.runtime_env) == {"working_dir", "excludes"}  # no variables: anybody reads them
+    assert {".env", "*.key", "*.pem", ".ssh", "auth_token", "runs"} <= set(EXCLUDED)
+    client = Client()
+    name, new = submit_job(client, job)
+    assert new
+    assert name.startswith("sp2dpo-train-test-")
+    (given,) = client.handed
+    assert given["metadata"]["lambda_id"] == config.lambda_id
+    assert given["entrypoint_num_cpus"] == 0
+
+    running = SimpleNamespace(metadata=dict(job.metadata), status="RUNNING", submission_id="old",
+                              driver_exit_code=None, start_time=2, end_time=None)  # fmt: skip
+    ended = SimpleNamespace(**{**vars(running), "status": "FAILED", "submission_id": "older",
+                               "start_time": 1})  # fmt: skip
+    strange = SimpleNamespace(metadata=None, status="RUNNING", submission_id=None, start_time=None)
+    assert submit_job(Client(jobs=[strange, ended, running]), job) == ("old", False)
+    assert submit_job(Client(jobs=[strange, ended]), job)[1] is True
+    listed = list_jobs(Client(jobs=[ended, strange, running]))
+    assert [row["job"] for row in listed] == ["old", "older"]
+    other = job_of(config, demo_config, "reference", (), working_dir=tmp_path)
+    assert submit_job(Client(jobs=[running]), other)[1] is True
+
+
+def test_what_works_on_one_machine_alone_is_refused(demo_config: Path, tmp_path: Path) -> None:
+    for override, words in (
+        ("run.storage=runs", r"run\.storage: 'runs' is relative"),
+        ("annotate.journal=shared/journal", r"annotate\.journal: 'shared/journal' is relative"),
+    ):
+        config = load_config(str(demo_config), (override,))
+        with pytest.raises(ConfigError, match=words):
+            job_of(config, demo_config, "train", (), working_dir=tmp_path)
+    bucket = load_config(str(demo_config), ("annotate.journal=s3://bucket/journal",))
+    assert job_of(bucket, demo_config, "train", (), working_dir=tmp_path)
+    with pytest.raises(ConfigError, match="must lie in the working directory"):
+        job_of(bucket, demo_config, "train", (), working_dir=tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("10.0.0.1:8265", "http://10.0.0.1:8265"),
+        ("https://ray.example.com/", "https://ray.example.com"),
+        (None, "http://127.0.0.1:8265"),
+    ],
+)
+def test_addresses(given: str | None, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert door.address_of(given) == url
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:1")
+    assert door.address_of(None) == "http://head:1"
+    with pytest.raises(ConfigError, match="is not the address of a dashboard"):
+        door.address_of("ray://10.0.0.1:10001")
+
+
+def test_doors_that_are_none_or_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    import requests
+
+    def answers(status: int, text: str) -> None:
+        answer = requests.Response()
+        answer.status_code, answer._content = status, text.encode()
+        monkeypatch.setattr(requests, "get", lambda *_, **__: answer)
+
+    with pytest.raises(Stopped, match=r"no Ray dashboard answers at http://127\.0\.0\.1:9 "):
+        door.connect("127.0.0.1:9", allow_open=False)
+    answers(200, "[]")
+    with pytest.raises(ConfigError, match="runs the code of anybody who reaches it"):
+        door.connect("127.0.0.1:9", allow_open=False)
+    answers(200, "<html>nginx</html>")
+    with pytest.raises(ConfigError, match="is no Ray dashboard: it answered 200"):
+        door.connect("127.0.0.1:9", allow_open=False)
+    answers(404, "")
+    with pytest.raises(ConfigError, match="is no Ray dashboard: it answered 404"):
+        door.connect("127.0.0.1:9", allow_open=True)
