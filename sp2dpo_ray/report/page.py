@@ -1,28 +1,33 @@
 """The page: what ran, what the panel said, what training made of it.
 
-In: `PageData`. Out: one HTML file that needs nothing else. Invariant: text of pairs and teachers
-reaches the page only through the template's escaping.
+In: `PageData`. Out: `index.html`, which holds all but the pairs, and `pairs/` beside it. Invariant:
+text of pairs and teachers reaches the page only through the template's escaping or as JSON strings
+that the script writes as text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pyarrow as pa
 from plotly.offline import get_plotlyjs
 
 from sp2dpo_ray.core.pairs import Pair
-from sp2dpo_ray.core.schedule.audit import REASONS, SAMPLE, view_of
-from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
+from sp2dpo_ray.core.schedule.audit import REASONS
 from sp2dpo_ray.core.schedule.grid import Panel
-from sp2dpo_ray.report import figures
+from sp2dpo_ray.core.taxonomy import CATEGORIES
+from sp2dpo_ray.report import arm_figures, schedule_figures
 from sp2dpo_ray.report.costs import CostRow
+from sp2dpo_ray.report.measures import Floats, measure
+from sp2dpo_ray.report.overview import overview
+from sp2dpo_ray.report.pieces import FOLDER, write_pieces
 
-PAIRS_SHOWN = 24  # of each kind
+STYLES = ("page.css", "browser.css")
+SCRIPTS = ("page.js", "difference.js", "verdicts.js", "browser.js")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +35,22 @@ class PageData:
     """Everything that the page shows; what a run lacks is empty.
 
     judged: rows of AlpacaEval 2. betas: of each arm, the quantiles at 5, 25, 50, 75 and 95 %.
-    schedule: all columns of `load_schedule`. figures: the content of `diagnostics.json`.
+    schedule: all columns of `load_schedule`; digest: of its artifact. figures: the content of
+    `diagnostics.json`. score_gap: of each row of the schedule, where the data has scores. listed:
+    pairs of the audit list with their reasons, most urgent first. flipped: how many labels are in
+    doubt. prompt_languages: of each pair.
     """
 
     lambda_record: dict[str, Any]
     stages: dict[str, dict[str, Any]]
     panel: Panel
     schedule: pa.Table
+    digest: str
     figures: dict[str, Any]
     pairs: dict[str, Pair]
+    score_gap: Floats | None
+    listed: dict[str, str]
+    flipped: int
     arms: list[dict[str, Any]]
     curves: dict[str, list[dict[str, float]]]
     judged: list[dict[str, Any]]
@@ -47,73 +59,66 @@ class PageData:
     without_model: list[str]
     predictors: list[str]
     languages: list[dict[str, Any]]
+    prompt_languages: dict[str, str]
     costs: list[CostRow]
 
 
-def render(data: PageData) -> str:
-    """The page as one HTML text."""
-    folder = resources.files(__package__)
+def write_page(data: PageData, folder: Path) -> None:
+    """Write `index.html` and `pairs/` into the folder."""
+    pairs = [data.pairs[name] for name in data.schedule["prompt_id"].to_pylist()]
+    measures = measure(data.schedule, data.panel, pairs, data.score_gap)
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("sp2dpo_ray.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    environment.filters["number"] = _number
-    environment.filters["figure"] = _figure
-    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
+    environment.filters |= {"number": _number, "figure": _figure}
+    text = environment.get_template("page.html").render(
+        data=data,
+        cards=overview(
+            data.schedule, data.panel, data.figures, data.flipped, data.arms, data.judged,
+            data.costs,
+        ),
+        charts=_charts(data),
+        of_the_data=schedule_figures.of_the_data(measures),
+        reasons=REASONS,
+        categories=[str(name) for name in CATEGORIES],
+        style="\n".join(_static(name) for name in STYLES),
+        script="\n".join(_static(name) for name in SCRIPTS),
+        plotly=get_plotlyjs(),
+    )  # fmt: skip
+    (folder / "index.html").write_text(text, encoding="utf-8")
+    write_pieces(
+        folder / FOLDER, data.schedule, data.panel, pairs, measures, data.listed,
+        data.prompt_languages,
+    )  # fmt: skip
+
+
+def _static(name: str) -> str:
+    return (resources.files(__package__) / "static" / name).read_text(encoding="utf-8")
+
+
+def _charts(data: PageData) -> dict[str, str]:
     charts = {
-        "category": figures.beta_by_category(data.schedule),
-        "histogram": figures.beta_histogram(data.schedule),
-        "agreement": figures.teacher_agreement(data.schedule, data.panel),
+        "category": schedule_figures.beta_by_category(data.schedule),
+        "teacher": schedule_figures.beta_by_teacher(data.schedule, data.panel),
+        "histogram": schedule_figures.beta_histogram(data.schedule),
+        "agreement": schedule_figures.teacher_agreement(data.schedule, data.panel),
+        "calls": schedule_figures.call_agreement(data.schedule, data.panel),
     }
     if data.arms:
-        charts["accuracy"] = figures.accuracy_by_arm(data.arms)
-        charts["by_category"] = figures.accuracy_by_category(data.by_category)
-        charts["betas"] = figures.betas_by_arm(data.betas)
-        charts["loss"] = figures.training_curves(data.curves, "loss", "loss")
-        charts["margin"] = figures.training_curves(data.curves, "logratio/margins", "margin, nats")
+        charts["accuracy"] = arm_figures.accuracy_by_arm(data.arms)
+        charts["by_category"] = arm_figures.accuracy_by_category(data.by_category)
+        charts["betas"] = arm_figures.betas_by_arm(data.betas)
+        charts["loss"] = arm_figures.training_curves(data.curves, "loss", "loss")
+        charts["margin"] = arm_figures.training_curves(
+            data.curves, "logratio/margins", "margin, nats"
+        )
     if data.judged:
-        charts["judged"] = figures.judged_gain(data.judged)
-    return template.render(
-        data=data,
-        charts=charts,
-        groups=shown_pairs(data),
-        style=(folder / "page.css").read_text(encoding="utf-8"),
-        plotly=get_plotlyjs(),
-    )
-
-
-def shown_pairs(data: PageData) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The pairs with the highest and lowest beta, and those that the audit would list first."""
-    view = view_of(data.schedule, data.panel, seed=0)
-    rising = np.argsort(view.beta, kind="stable")
-    kinds = [
-        ("Highest beta: the clearest gaps", rising[::-1][:PAIRS_SHOWN]),
-        ("Lowest beta: taste, doubt, or a wrong label", rising[:PAIRS_SHOWN]),
-        *((r.title, r.rows(view, PAIRS_SHOWN)) for r in REASONS if r.name != SAMPLE),
-    ]
-    return [(title, [_pair_row(data, int(row)) for row in rows]) for title, rows in kinds]
-
-
-def _pair_row(data: PageData, row: int) -> dict[str, Any]:
-    values = {name: data.schedule[name][row].as_py() for name in data.schedule.column_names}
-    calls = [
-        {
-            "teacher": teacher,
-            "variant": variant,
-            **{
-                name: values[f"{name}_{teacher}_{variant}"]
-                for name in ("category", "magnitude", "confidence", "effective_gap", "beta")
-            },
-        }
-        for teacher in data.panel.teachers
-        for variant in data.panel.variants
-    ]
-    return {
-        "pair": data.pairs[values["prompt_id"]],
-        "beta": values[DEFAULT_BETA],
-        "category": values["category"],
-        "dispute": values["teacher_std"],
-        "calls": calls,
-    }
+        charts["judged"] = arm_figures.judged_gain(data.judged)
+    return charts
 
 
 def _figure(value: float | None, form: str = ".2f") -> str:

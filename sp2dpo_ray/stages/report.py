@@ -1,8 +1,8 @@
 """Stage `report`: the page of a run, from its artifacts alone.
 
-In: everything that the run folder holds. Out: `report/index.html`, and the comparison of the arms
-as `report/comparison.json`. Invariant: only arms are shown whose artifact is finished, checked, and
-made from the pairs and the schedule that the page shows.
+In: everything that the run folder holds. Out: `report/index.html` with `report/pairs/` beside it,
+and the comparison of the arms as `report/comparison.json`. Invariant: only arms are shown whose
+artifact is finished, checked, and made from the pairs and the schedule that the page shows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sp2dpo_ray.console import say
@@ -29,14 +30,17 @@ from sp2dpo_ray.core.files import (
 )
 from sp2dpo_ray.core.languages import COLUMN
 from sp2dpo_ray.core.pairs import pairs_from
+from sp2dpo_ray.core.schedule.audit import audit_list, doubted
 from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
 from sp2dpo_ray.report.arms_table import BASE
 from sp2dpo_ray.report.by_language import by_language
 from sp2dpo_ray.report.costs import CostRow, annotator_costs, judge_costs
-from sp2dpo_ray.report.page import PageData, render
+from sp2dpo_ray.report.measures import Floats
+from sp2dpo_ray.report.page import PageData, write_page
 from sp2dpo_ray.report.paper_tables import Student, table_16
 from sp2dpo_ray.run import Run, Summary
+from sp2dpo_ray.stages.arm_pairs import SCORES
 
 ARMS_TABLE = "arms.md"
 LC, WR = "LC", "WR"  # AlpacaEval 2: length-controlled and plain win rate, in percent
@@ -52,7 +56,8 @@ def report(run: Run) -> Summary:
     inputs = {"prepare": run.path("pairs"), "schedule": run.path("schedule")}
     inputs |= {f"train {name}": run.path("train", parse_arm(name).folder) for name in trained}
     judged = _judged(run, list(trained))
-    settings = {"arms": list(trained), "judged": judged}
+    chosen = config.audit
+    settings = {"arms": list(trained), "judged": judged, "audit": chosen.model_dump(mode="json")}
     provenance = run.provenance("report", settings, inputs)
     rows = _compare(run, trained)
     stages = {
@@ -62,27 +67,37 @@ def report(run: Run) -> Summary:
     }
     stages |= {f"train {name}": summary for name, summary in trained.items()}
     schedule = read_columns(run.path("schedule"))
+    pairs = pq.read_table(run.pairs_file(TRAIN))
+    spoken = dict(zip(*pairs.select(["prompt_id", COLUMN]).to_pydict().values(), strict=True))
+    listed = audit_list(
+        schedule, config.panel, each=chosen.each, sample=chosen.sample, seed=chosen.seed
+    )
     data = PageData(
         lambda_record=json.loads(run.path("lambda.json").read_text(encoding="utf-8")),
         stages=stages,
         panel=config.panel,
         schedule=schedule,
+        digest=open_artifact(run.path("schedule")).digest,
         figures=json.loads(run.path("schedule", QUALITY).read_text(encoding="utf-8")),
-        pairs={pair.prompt_id: pair for pair in pairs_from(pq.read_table(run.pairs_file(TRAIN)))},
+        pairs={pair.prompt_id: pair for pair in pairs_from(pairs)},
+        score_gap=_score_gap(pairs, schedule),
+        listed=dict(zip(*listed.select(["prompt_id", "why"]).to_pydict().values(), strict=True)),
+        flipped=doubted(schedule, config.panel),
         arms=rows,
         curves={name: _metrics(run, name) for name in trained},
         judged=judged,
         betas={name: _betas(run, name) for name in trained},
         by_category={name: s["eval"].get("by_category", {}) for name, s in trained.items()},
         without_model=[t.name for t in config.teachers if not t.is_model],
-        languages=by_language(schedule, config.panel, _languages(run)),
+        languages=by_language(schedule, config.panel, spoken),
+        prompt_languages=spoken,
         predictors=[t.name for t in config.teachers if t.is_predictor],
         costs=_costs(run),
     )
 
     student, columns = _student(run, rows, judged)
     with run.publish(run.path("report"), provenance) as draft:
-        (draft.path / "index.html").write_text(render(data), encoding="utf-8")
+        write_page(data, draft.path)
         (draft.path / "comparison.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
         (draft.path / ARMS_TABLE).write_text(table_16([student], columns), encoding="utf-8")
         record = asdict(student) | {"columns": columns}
@@ -92,9 +107,14 @@ def report(run: Run) -> Summary:
     return {"page": page, "table": table, "arms": rows, "text": text}
 
 
-def _languages(run: Run) -> dict[str, str]:
-    table = pq.read_table(run.pairs_file(TRAIN), columns=["prompt_id", COLUMN])
-    return {name: str(code) for name, code in zip(*table.to_pydict().values(), strict=True)}
+def _score_gap(pairs: pa.Table, schedule: pa.Table) -> Floats | None:
+    """What the data's own scores say of each pair of the schedule, where it has them."""
+    if not set(SCORES) <= set(pairs.column_names):
+        return None
+    better, worse = (pairs[name].cast(pa.float64()).to_numpy() for name in SCORES)
+    gaps = dict(zip(pairs["prompt_id"].to_pylist(), better - worse, strict=True))
+    found = np.array([gaps[name] for name in schedule["prompt_id"].to_pylist()])
+    return None if np.isnan(found).any() else found
 
 
 def _costs(run: Run) -> list[CostRow]:

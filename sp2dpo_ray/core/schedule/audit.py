@@ -21,7 +21,7 @@ from sp2dpo_ray.core.schedule.ensemble import Floats
 from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.taxonomy import Category
 
-SAMPLE = "sample"
+FLIPPED, SAMPLE = "flipped", "sample"
 UNSURE = 0.5  # a confidence below this says that the label is more likely wrong than right
 
 
@@ -57,7 +57,7 @@ def _where(keep: NDArray[np.bool_], score: Floats) -> Floats:
 
 REASONS: tuple[Reason, ...] = (
     Reason(
-        "flipped",
+        FLIPPED,
         "Likely flipped: a large gap, and little confidence that the order is right",
         lambda view: _where(
             view.confidence_NJ.mean(axis=1) < UNSURE,
@@ -120,6 +120,13 @@ def audit_list(table: pa.Table, panel: Panel, *, each: int, sample: int, seed: i
             column = pa.array(values[:, j]).take(rows)
             listed = listed.append_column(f"{what}_{teacher}_{ENSEMBLE}", column)
     return listed
+
+
+def doubted(table: pa.Table, panel: Panel) -> int:
+    """How many pairs the panel finds more likely labelled the wrong way round than not."""
+    view = view_of(table, panel, seed=0)
+    (flipped,) = (reason for reason in REASONS if reason.name == FLIPPED)
+    return int((~np.isnan(flipped.score(view))).sum())
 
 
 def view_of(table: pa.Table, panel: Panel, seed: int) -> View:

@@ -1,0 +1,254 @@
+"""The page in a real browser, from a file: charts, the pair browser, verdicts, keys, themes."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sp2dpo_ray.core.schedule.verdicts import read_verdicts
+from tests.report.pages import HOSTILE, page_data, written
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+class Opened:
+    """A page that was opened from a file, and all that the browser had to say."""
+
+    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
+        self.context = browser.new_context(accept_downloads=True, **options)
+        self.page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda line: self.said.append(line.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def found(self) -> list[int]:
+        """The rows in the list."""
+        rows = self.page.locator("#found button")
+        return [int(rows.nth(i).get_attribute("data-row")) for i in range(rows.count())]
+
+    def until(self, text: str) -> None:
+        """Wait until the count of what was found says so."""
+        self.page.locator("#count", has_text=text).wait_for(timeout=20_000)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of 230 pairs."""
+    made = tmp_path_factory.mktemp("report")
+    written(page_data(pairs=230), made)
+    return made
+
+
+@pytest.fixture
+def opened(browser: Any, folder: Path) -> Iterator[Opened]:
+    page = Opened(browser, folder / "index.html")
+    page.until("of 230")
+    yield page
+    assert page.said == []
+    assert page.page.title() != "owned"
+    # from this folder alone; blobs are downloads
+    assert all(url.startswith((folder.as_uri(), "blob:", "data:")) for url in page.asked)
+    page.context.close()
+
+
+def test_every_chart_is_drawn(opened: Opened) -> None:
+    drawn = opened.page.locator(".plotly-graph-div.js-plotly-plot")
+    assert drawn.count() == opened.page.locator(".plotly-graph-div").count() == 18
+    for i in range(drawn.count()):
+        box = drawn.nth(i).bounding_box()
+        assert box is not None
+        assert box["width"] > 250
+
+
+def test_filters_leave_the_pairs_that_they_name(opened: Opened, folder: Path) -> None:
+    data = page_data(pairs=230)
+    table = data.schedule.to_pylist()
+    page = opened.page
+    page.select_option("#order", "-beta")
+    page.select_option("#category", "Safety")
+    wanted = [row for row, pair in enumerate(table) if pair["category"] == "Safety"]
+    opened.until(f"of {len(wanted)}")
+    betas = [round(table[row]["beta_annotators_mean_ens"], 4) for row in opened.found()]
+    assert betas == sorted(betas, reverse=True)
+    assert set(opened.found()) <= set(wanted)
+    page.fill("#beta-low", "0.12")
+    high = [row for row in wanted if round(table[row]["beta_annotators_mean_ens"], 4) >= 0.12]
+    opened.until(f"of {len(high)}")
+    page.click("#filters button[type=reset]")
+    opened.until("of 230")
+    page.select_option("#list", "conflict")
+    listed = sum("conflict" in why.split() for why in data.listed.values())
+    opened.until(f"of {listed}")
+
+
+def test_search_finds_ids_heads_and_whole_texts(opened: Opened) -> None:
+    page = opened.page
+    wanted = page_data(pairs=230).schedule["prompt_id"].to_pylist()[217]
+    page.fill("#search", wanted)
+    opened.until("1 to 1 of 1")
+    assert opened.found() == [217]
+    page.fill("#search", "no such words")
+    opened.until("no pair like that")
+    page.fill("#search", "onload=alert(1)")
+    page.check("#whole")  # the pieces are loaded, one after the other
+    opened.until("of 230")
+
+
+def test_hostile_text_is_shown_and_does_nothing(opened: Opened) -> None:
+    opened.page.locator("#found button").first.click()
+    text = opened.page.locator("#pair .text").first
+    assert text.inner_text() == HOSTILE
+    assert opened.page.locator("#pair script, #pair img, #pair svg").count() == 0
+
+
+def test_verdicts_are_exported_as_import_reads_them(opened: Opened, tmp_path: Path) -> None:
+    page = opened.page
+    page.select_option("#list", "*")
+    opened.until(f"of {len(page_data(pairs=230).listed)}")
+    first, second, third = opened.found()[:3]
+    ids = page_data(pairs=230).schedule["prompt_id"].to_pylist()
+    assert page.locator("#export").is_disabled()
+    page.keyboard.press("j")
+    page.locator(".judging").wait_for()
+    assert page.locator("#panel").count() == 0  # a person's own word comes first
+    page.keyboard.press("1")
+    page.locator("#panel").wait_for()
+    page.fill(".judging input", '=a "quoted", formula')
+    page.locator(".judging input").blur()
+    page.keyboard.press("j")
+    page.locator(f"#found [data-row='{second}'][aria-current]").wait_for()
+    page.locator("[data-verdict=rejected]").click()
+    page.select_option(".judging select", "Style")
+    page.keyboard.press("j")
+    page.locator(f"#found [data-row='{third}'][aria-current]").wait_for()
+    page.keyboard.press("3")
+    page.locator("[data-verdict=tie][aria-pressed=true]").wait_for()
+    page.keyboard.press("0")  # taken back
+    page.locator("[data-verdict=tie][aria-pressed=false]").wait_for()
+    with page.expect_download() as download:
+        page.click("#export")
+    sheet = tmp_path / "verdicts.csv"
+    download.value.save_as(sheet)
+    found = [(v.prompt_id, v.verdict, v.category) for v in read_verdicts(sheet)]
+    assert found == [(ids[first], "chosen", None), (ids[second], "rejected", "Style")]
+    with sheet.open(newline="") as file:
+        assert next(csv.DictReader(file))["note"] == '\'=a "quoted", formula'
+    page.reload()  # this browser has kept them
+    opened.until("of 230")
+    assert page.locator("#judged-count").inner_text() == "2 judged"
+    page.select_option("#list", "judged")
+    opened.until("of 2")
+
+
+def test_pairs_that_are_not_listed_take_no_verdict(opened: Opened) -> None:
+    opened.page.select_option("#order", "beta")
+    listed = set(page_data(pairs=230).listed)
+    ids = page_data(pairs=230).schedule["prompt_id"].to_pylist()
+    row = next(row for row in opened.found() if ids[row] not in listed)
+    opened.page.locator(f"#found [data-row='{row}']").click()
+    opened.page.locator("#panel").wait_for()
+    opened.page.keyboard.press("1")
+    assert opened.page.locator(".judging").count() == 0
+    assert opened.page.locator("#export").is_disabled()
+
+
+def test_pages_turn_and_the_search_is_a_key_away(opened: Opened) -> None:
+    page = opened.page
+    before = opened.found()
+    page.keyboard.press("n")
+    opened.until("51 to 100 of 230")
+    assert not set(before) & set(opened.found())
+    page.keyboard.press("p")
+    assert opened.found() == before
+    page.keyboard.press("/")
+    page.keyboard.type("njk1")  # letters are letters there
+    assert page.input_value("#search") == "njk1"
+
+
+def test_the_reader_chooses_light_or_dark(browser: Any, folder: Path) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    dark = Opened(browser, folder / "index.html", color_scheme="dark")
+    light = Opened(browser, folder / "index.html", color_scheme="light")
+    grounds = [opened.page.evaluate(ground) for opened in (dark, light)]
+    assert grounds[0] != grounds[1]
+    dark.page.click("#theme")
+    assert dark.page.evaluate(ground) == grounds[1]
+    dark.page.reload()
+    assert dark.page.evaluate(ground) == grounds[1]
+    dark.context.close()
+    light.context.close()
+
+
+def test_a_page_without_its_pairs_says_so(browser: Any, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "index.html", tmp_path)
+    alone = Opened(browser, tmp_path / "index.html")
+    alone.page.get_by_text("copy the whole folder").wait_for()
+    alone.context.close()
+
+
+DIFFERENCES = [
+    ("the cat sat", "the dog sat", ["cat"], ["dog"]),
+    ("a b c", "a b c", [], []),
+    ("one two", "", ["one two"], []),
+    ("b c d e", "a b c d", [" e"], ["a "]),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "only_one", "only_other"), DIFFERENCES)
+def test_what_only_one_text_has_is_marked(
+    opened: Opened, one: str, other: str, only_one: list[str], only_other: list[str]
+) -> None:
+    marked = """([one, other]) => {
+      const a = sp2dpo.words(one), b = sp2dpo.words(other), both = sp2dpo.common(a, b);
+      return [[a, both[0]], [b, both[1]]].map(([tokens, shared]) =>
+        [...sp2dpo.marked(tokens, shared).querySelectorAll("mark")].map((m) => m.textContent));
+    }"""
+    assert opened.page.evaluate(marked, [one, other]) == [only_one, only_other]
+
+
+def test_what_is_unmarked_is_the_same_in_both(opened: Opened) -> None:
+    """The unmarked tokens of both texts are one longest common subsequence."""
+    assert opened.page.evaluate(
+        """() => {
+          let seed = 7;
+          const draw = (n) => { seed = (seed * 1103515245 + 12345) % 2147483648; return seed % n; };
+          const longest = (a, b) => {
+            let row = new Array(b.length + 1).fill(0);
+            for (const x of a) {
+              const now = [0];
+              b.forEach((y, j) => now.push(x === y ? row[j] + 1 : Math.max(row[j + 1], now[j])));
+              row = now;
+            }
+            return row[b.length];
+          };
+          for (let trial = 0; trial < 300; trial++) {
+            const text = () => Array.from({ length: draw(14) }, () => "abc"[draw(3)]);
+            const a = text(), b = text(), [inA, inB] = sp2dpo.common(a, b);
+            const left = a.filter((_, i) => inA[i]), right = b.filter((_, i) => inB[i]);
+            if (left.join("") !== right.join("") || left.length !== longest(a, b)) return [a, b];
+          }
+          return "all";
+        }"""
+    ) == "all"  # fmt: skip
