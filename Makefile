@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo test test-fast check audit format install clean
+.PHONY: demo test test-fast check docs audit format install clean
 
 demo: install
 	$(BIN)/sp2dpo run $(CONFIG)
@@ -21,6 +21,10 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/detect-secrets-hook --exclude-lines 'api_key_env|sourceImage' $$(git ls-files)
+
+# the documentation as pages, in build/site; warnings are errors
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # known weaknesses of the pinned packages; needs an advisory service, and says which it could not ask about
 audit: install

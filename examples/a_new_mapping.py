@@ -10,12 +10,12 @@ An estimator needs no code: the last one below is, in a configuration,
     ensemble: {estimators: [{name: careful, over_teachers: huber, damping: exp, damping_lambda: 6}]}
 For the other two, the rows that are set at run time here become rows of the package:
 
-    core/schedule/mapping.py   `smoothstep` in SHAPES; a parameter is a field of BetaMap
-    config/schedule.py         its name in `MappingSection.shape`, its parameters in OF_SHAPE
+    core/schedule/mapping.py   `smoothstep` in SHAPES, with its parameters, if any, which are
+                               fields of BetaMap, and how the data card tells them
     core/schedule/ensemble.py  `square` in DAMPING
-    config/schedule.py         its name in `EstimatorSection.damping`
+    config/schedule.py         both names, in `MappingSection.shape` (parameters are keys beside
+                               it) and in `EstimatorSection.damping`
     tests/core/schedule/       test_mapping.py and test_estimators.py: the rules that `check` holds
-    docs/schedule.md           a row of the table of maps, or of estimators
 
 A row that is not in the package is known to this process alone: `verify` computes every beta again
 and refuses a schedule whose map it does not know.
@@ -39,7 +39,7 @@ from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
 from sp2dpo_ray.core.schedule.ensemble import DAMPING, Floats
 from sp2dpo_ray.core.schedule.estimators import Estimator
 from sp2dpo_ray.core.schedule.grid import Panel
-from sp2dpo_ray.core.schedule.mapping import SHAPES, BetaMap
+from sp2dpo_ray.core.schedule.mapping import SHAPES, BetaMap, Shape
 from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.core.sources import read_source
@@ -61,7 +61,7 @@ def square(u: Floats, strength: float) -> Floats:
     return np.asarray(1 / (1 + (strength * u) ** 2))
 
 
-SHAPES["smoothstep"] = smoothstep
+SHAPES["smoothstep"] = Shape(smoothstep)
 DAMPING["square"] = square
 
 

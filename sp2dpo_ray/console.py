@@ -34,6 +34,7 @@ if not stderr.is_terminal:
 LINES_EVERY_S = 10.0
 AS_JSON = os.environ.get("SP2DPO_LOG") == "json"
 _about: dict[str, str] = {}
+_hushed = False
 
 
 def about(**fields: str) -> None:
@@ -41,8 +42,21 @@ def about(**fields: str) -> None:
     _about.update(fields)
 
 
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Say and draw nothing; what ends a command, its summary or an error, is told after it."""
+    global _hushed
+    _hushed = True
+    try:
+        yield
+    finally:
+        _hushed = False
+
+
 def say(text: str) -> None:
     """One line on stderr."""
+    if _hushed:
+        return
     if AS_JSON:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **_about}
         print(json.dumps(line | {"message": text}), file=sys.stderr, flush=True)
@@ -60,7 +74,7 @@ def bar(title: str, total: int) -> Iterator[Advance]:
 @contextmanager
 def bars(title: str, totals: dict[str, int]) -> Iterator[AdvanceOne]:
     """A bar for each name; call the yielded function with (name, steps done since, note)."""
-    if stderr.is_terminal and not AS_JSON:
+    if stderr.is_terminal and not AS_JSON and not _hushed:
         yield from _drawn(title, totals)
     else:
         yield from _printed(title, totals)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sp2dpo_ray import __version__
 from sp2dpo_ray.config import Config
@@ -39,6 +40,11 @@ from sp2dpo_ray.core.versions import package_versions
 from sp2dpo_ray.errors import ArtifactError, Stopped
 
 Summary = dict[str, Any]
+UNSENT = ".unsent"  # marks an artifact that the object store has not got yet; holds its key
+
+
+class Held(Stopped):
+    """Another command is working on the run folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +75,40 @@ class Run:
         return given or own
 
     def fetch(self) -> None:
-        """Bring what the object store holds of this run into its mirror; journals stay there."""
+        """Bring what the object store holds of this run into its mirror; journals stay there.
+
+        What an earlier command finished here and could not carry there goes first.
+        """
         if self.config.run.uri is not None:
             place = find_place(self.config.run.uri, named="run.storage")
+            for mark in sorted(self.folder.rglob(f".*{UNSENT}")):
+                artifact = mark.with_name(mark.name[1:].removesuffix(UNSENT))
+                manifest = read_manifest(artifact)
+                if manifest and manifest.key == mark.read_text(encoding="utf-8"):
+                    self.upload(artifact)
+                mark.unlink(missing_ok=True)
             carried = pull_run(place, self.folder, journal=False) or {}
             for name in (name for name, size in carried.items() if size):
                 say(f"{name}: from {place}")
+
+    def fetch_if_free(self) -> None:
+        """The same for a command that only reads: where another one works, the mirror must do."""
+        with suppress(Held):
+            if self.config.run.uri is not None:
+                with self.locked():
+                    self.fetch()
 
     def upload(self, folder: Path) -> None:
         """Bring a published artifact to the object store that holds the run."""
         if store := self.store:
             push_artifact(self.folder, folder.relative_to(self.folder).as_posix(), store)
+            _mark(folder).unlink(missing_ok=True)
+
+    def _will_upload(self, folder: Path, provenance: Provenance) -> None:
+        # killed between here and there, the next command must not take the store's older one for it
+        if self.config.run.uri is not None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _mark(folder).write_text(provenance.key, encoding="utf-8")
 
     def path(self, *names: str) -> Path:
         return self.folder.joinpath(*names)
@@ -130,10 +159,12 @@ class Run:
         """An artifact beside `folder`, in its place when it is whole, and in the store then."""
         with publish(folder, provenance) as draft:
             yield draft
+            self._will_upload(folder, provenance)
         self.upload(folder)
 
     def seal(self, folder: Path, provenance: Provenance, summary: Summary) -> None:
         """Make an artifact of a folder whose files are written, and carry it to the store."""
+        self._will_upload(folder, provenance)
         seal(folder, provenance, summary)
         self.upload(folder)
 
@@ -170,16 +201,28 @@ class Run:
             yield
 
 
+def _mark(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}{UNSENT}")
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Hold a run folder; Stopped where another command does."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Stopped(
+        if not _lock(file):
+            raise Held(
                 f"another command is working on {folder}; wait for it, or give this run "
                 "another name: --set run.name=..."
-            ) from None
+            )
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether the file is ours; `status` holds it for a moment, so it is asked for a second."""
+    for _ in range(10):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.1)
+    return False

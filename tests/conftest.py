@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.fault_server import KEY
 
+# how long an example takes says nothing on a machine that others use too
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TEST_KEY"] = KEY  # before Ray starts: its workers inherit this environment

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 
 from sp2dpo_ray import cli
+from sp2dpo_ray.cli.init import TEACHERS
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.core import artifact
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import open_artifact
 from sp2dpo_ray.stages import STAGES, ray_session
+from tests.conftest import DEMO_PAIRS
 from tests.processes import hears_interrupts
 
 
@@ -54,6 +56,64 @@ def test_help_names_every_stage() -> None:
     assert shown.returncode == 0
     for name in (*STAGES, "run", "version"):
         assert name in shown.stdout
+
+
+def test_help_loads_nothing_that_takes_its_time() -> None:
+    heavy = ("numpy", "pyarrow", "pydantic", "torch", "ray", "yaml")
+    code = f"import sys, sp2dpo_ray.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout
+
+
+def test_every_command_stands_in_a_panel_of_the_help() -> None:
+    from typer.main import get_command
+
+    for name, command in get_command(cli.commands.app).commands.items():
+        assert command.rich_help_panel, name
+        assert command.help, name
+
+
+@pytest.mark.parametrize("teachers", [*TEACHERS, "openai,gemini,dashscope"])
+def test_init_writes_a_configuration_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    assert inside("init", str(path), "--teachers", teachers, "--name", "a: b #", "--gpus", "4") == 2
+    assert not path.exists()  # no name of a folder: nothing is written
+    given = ("--teachers", teachers, "--pairs", 'odd "name".jsonl', "--gpus", "4")
+    assert inside("init", str(path), *given) == 0
+    config = load_config(str(path), ())
+    assert (config.run.name, config.data.source) == ("mine", 'odd "name".jsonl')
+    assert config.train.workers == 4
+    assert len(config.teachers) == len(teachers.split(",")) * (3 if teachers == "rules" else 1)
+    before = path.read_bytes()
+    assert inside("init", str(path), "--teachers", "rules") == 2
+    assert path.read_bytes() == before
+
+
+def test_init_asks_a_person_and_takes_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter(["first", str(DEMO_PAIRS), "rules", "tiny", "0"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.prompt", lambda text, **how: next(answers))
+    assert inside("init", str(tmp_path / "x.yaml")) == 0
+    config = load_config(str(tmp_path / "x.yaml"), ())
+    assert (config.run.name, config.student.model) == ("first", "tiny")
+    assert (config.train.gpus_per_worker, config.train.precision) == (0, "fp32")
+    assert not list(answers)
+
+
+def test_quiet_says_the_summary_alone(demo_config: Path) -> None:
+    loud = sp2dpo("prepare", str(demo_config))
+    quiet = sp2dpo("schedule", str(demo_config), "--quiet")
+    assert "next: sp2dpo plan" in loud.stderr
+    assert quiet.returncode != 0
+    assert quiet.stderr.startswith("sp2dpo: ")  # an error is heard
+    again = sp2dpo("prepare", str(demo_config), "-q")
+    assert len(again.stderr.splitlines()) == 1
+    assert "28 pairs" in again.stderr
+    assert "\x1b[" not in loud.stderr + loud.stdout  # no colours where nobody looks
 
 
 def test_prepare_prints_its_summary_as_the_last_line(demo_config: Path) -> None:

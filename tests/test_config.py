@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from sp2dpo_ray.config import Config, load_config
+from sp2dpo_ray.config.schedule import MappingSection
 from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.core.schedule.mapping import SHAPES
 from sp2dpo_ray.errors import ConfigError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -211,3 +214,10 @@ def test_lambda_names_the_process_and_not_its_place(minimal: str) -> None:
     reordered = yaml.safe_dump(dict(reversed(list(config.resolved.items()))))
     Path(minimal).write_text(reordered)
     assert load_config(minimal).lambda_id == config.lambda_id
+
+
+def test_every_shape_of_the_table_can_be_configured() -> None:
+    shape = MappingSection.model_fields["shape"]
+    assert get_args(shape.annotation) == tuple(SHAPES)
+    for row in SHAPES.values():
+        assert set(row.keys) <= set(MappingSection.model_fields)

@@ -6,9 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
-from sp2dpo_ray.config import Config
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.methods import METHODS
 from sp2dpo_ray.core.selections import SELECTIONS
@@ -40,28 +38,6 @@ def test_no_row_is_of_something_that_is_gone() -> None:
 
     assert named("Losses") == list(METHODS)
     assert named("Selections and curricula") == [f"/{name}" for name in SELECTIONS]
-
-
-CONFIGURED = ("sweeps.md", "evaluation.md", "distill.md")
-
-
-def blocks(name: str) -> list[str]:
-    return re.findall(r"```yaml\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        (name, text)
-        for name in ("sweeps.md", "evaluation.md", "distill.md")
-        for text in blocks(name)
-    ],
-)
-def test_configurations_in_the_documentation_are_accepted(
-    demo_config: Path, name: str, text: str
-) -> None:
-    content = yaml.safe_load(demo_config.read_text()) | yaml.safe_load(text)
-    assert Config.model_validate(content)
 
 
 def test_arms_in_the_documentation_exist() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -18,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sp2dpo_ray.core.artifact import open_artifact
+from tests.browsing import Opened, chromium
 from tests.conftest import REPOSITORY
 from tests.processes import kill_tree
-from tests.report.test_page import open_in_browser
 
 BIN = Path(sys.executable).parent
 # Ray's own guard: head and clients share a token, and nobody else gets in
@@ -137,6 +136,8 @@ def test_real_pairs_end_with_a_schedule_three_arms_and_a_page(
         assert abs(scored["loss"] - math.log(2)) > 1e-4  # it moved
         assert abs(scored["eval"]["margin"]) > 1e-3
     assert [row["arm"] for row in summary["report"]["arms"]] == ["dpo:0.1", "jmamp", "random"]
-    dom, said = open_in_browser(run / "report" / "index.html", tmp_path)
-    assert "CONSOLE" not in said, said
-    assert len(re.findall("js-plotly-plot", dom)) >= 7
+    with chromium() as browser:
+        page = Opened(browser, run / "report" / "index.html")
+        page.until("of 256")
+        assert page.charts() >= 15
+        assert page.said == []

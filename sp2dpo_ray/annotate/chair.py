@@ -95,12 +95,13 @@ class Chair:
             return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
         reply = await ask_until_settled(lambda number: self._attempt(call, number), self._decoding)
         if reply.outcome is Outcome.AUTH:
-            self._halt(reply.detail)
+            self.halt(reply.detail)
         elif reply.outcome is Outcome.QUOTA:
             self._count_failure(reply, self._decoding.retries + 1)
         return reply
 
-    def _halt(self, why: str) -> None:
+    def halt(self, why: str) -> None:
+        """Begin no more attempts; those under way go on to their end."""
         self.halted = self.halted or why or "refused without a word"
 
     def _count_failure(self, reply: Reply, attempts: int) -> None:
@@ -108,7 +109,7 @@ class Chair:
         are counted, not calls, since all calls under way may be waiting for their retries."""
         self._failed_attempts += attempts
         if self._failed_attempts >= self._max_failures * (self._decoding.retries + 1):
-            self._halt(
+            self.halt(
                 f"{self._failed_attempts} attempts in a row failed (annotate.max_failures "
                 f"{self._max_failures} x {self._decoding.retries + 1} attempts), last: "
                 f"{reply.detail}"
@@ -117,6 +118,8 @@ class Chair:
     async def _attempt(self, call: Call, number: int) -> Reply:
         size = text_bytes(call.messages)
         async with self._slots:
+            if self.halted:  # no turn is taken for nothing
+                return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
             await self._gate.turn(size / self._bytes_per_token + self._answer_tokens)
             if self.halted:
                 return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
@@ -136,7 +139,7 @@ class Chair:
                 entry = result_entry(intent, reply, seconds=seconds, money=money)
                 await self._segment.append(entry)
             except OSError as error:  # the journal cannot be written: stop before more is paid
-                self._halt(f"journal: {type(error).__name__}: {error}")
+                self.halt(f"journal: {type(error).__name__}: {error}")
                 return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
             finally:
                 self._purse.settle(worst, paid)
@@ -171,7 +174,7 @@ class Chair:
         if reply.outcome is Outcome.QUOTA:
             pause = reply.retry_after_s
             if pause is not None and pause > self._max_pause_s:
-                self._halt(
+                self.halt(
                     f"asks for a pause of {pause:,.0f} s, longer than annotate.max_pause_s "
                     f"({self._max_pause_s:,.0f} s): {reply.detail}"
                 )

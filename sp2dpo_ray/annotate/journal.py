@@ -43,12 +43,16 @@ def read_line(line: bytes, crc: int) -> tuple[Entry, int] | None:
     return (json.loads(body + b"}"), crc) if tail == TAIL % crc else None
 
 
+def _new_name(teacher: str) -> str:
+    return f"{teacher}/{uuid.uuid4().hex}"
+
+
 class Segment:
     """The lines of one writer for one teacher; used from one event loop."""
 
     def __init__(self, place: Place, teacher: str) -> None:
         self._place = place
-        self._name = f"{teacher}/{uuid.uuid4().hex}"
+        self._name = _new_name(teacher)
         self._file: Any = None
         self._crc = 0
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
@@ -58,16 +62,28 @@ class Segment:
     async def append(self, entry: Entry) -> None:
         """Return when the entry is out of this process's hands; raises OSError if it cannot be."""
         if isinstance(self._place, Folder):
-            if self._file is None:
-                self._file = self._place.open_to_append(self._name + SUFFIX)
-            line, self._crc = write_line(entry, self._crc)
-            self._file.write(line)
+            self._write(self._place, entry)
             return
         written = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, written))
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._flush())
         await written
+
+    def _write(self, place: Folder, entry: Entry) -> None:
+        if self._file is None:
+            self._file = place.open_to_append(self._name + SUFFIX)
+        line, crc = write_line(entry, self._crc)
+        left = memoryview(line)
+        try:
+            while left:  # a nearly full disk takes a part
+                left = left[self._file.write(left) :]
+        except OSError:
+            # what stands behind a cut line cannot be read: go on in another file
+            self.close()
+            self._name, self._crc = _new_name(self._name.partition("/")[0]), 0
+            raise
+        self._crc = crc
 
     async def _flush(self) -> None:
         """Write what has gathered as one object, as long as there is something: a slow store gets
@@ -92,6 +108,7 @@ class Segment:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+            self._file = None
 
 
 @dataclass(slots=True)
@@ -141,7 +158,11 @@ class Journal:
 
     def _peek(self, name: str) -> Iterator[Entry]:
         with self._place.open(name) as file:
-            line, newline, _ = file.read(CHUNK_BYTES).partition(b"\n")
+            line, newline = b"", b""
+            # it names every file that it stands for, and may be longer than a chunk
+            while not newline and (chunk := file.read(CHUNK_BYTES)):
+                part, newline, _ = chunk.partition(b"\n")
+                line += part
         read = read_line(line, 0) if newline else None
         if read is None or read[0].get("kind") != "merged":
             raise ArtifactError(f"{self._place}/{name}: its first line was altered{MEND}")

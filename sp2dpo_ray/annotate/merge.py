@@ -8,6 +8,7 @@ twice, whenever this was cut off.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from typing import IO
@@ -37,15 +38,25 @@ def merge_segments(place: Place) -> dict[str, int]:
 
 def _merge(place: Place, folder: str, names: list[str]) -> None:
     whole = Journal(place, folder)
-    answered = {entry["id"] for entry in whole.new_entries() if entry["kind"] == "result"}
-    ends: Ends = {name: whole.position(name) for name in names} | whole.stood_in_for
-    with tempfile.TemporaryFile() as file:
+    answered = set()
+    merged = f"{folder}/{MERGED}{time.time_ns()}{SUFFIX}"
+    with tempfile.TemporaryFile() as everything, tempfile.TemporaryFile() as file:
+        for entry in whole.new_entries():  # read once: a file may grow meanwhile
+            everything.write(json.dumps(entry).encode("ascii") + b"\n")
+            if entry["kind"] == "result":
+                answered.add(entry["id"])
+        ends: Ends = {name: whole.position(name) for name in names} | whole.stood_in_for
         crc = _write(file, {"kind": "merged", "replaces": ends}, 0)
-        for entry in Journal(place, folder).new_entries():
+        everything.seek(0)
+        for line in everything:
+            entry = json.loads(line)
             if entry["kind"] != "intent" or entry["id"] not in answered:
                 crc = _write(file, entry, crc)
         file.seek(0)
-        place.put_file(f"{folder}/{MERGED}{time.time_ns()}{SUFFIX}", file)
+        place.put_file(merged, file)
+    # what cannot be read back replaces nothing
+    for _ in Journal(place, folder).new_entries():
+        pass
     sizes = place.files(SUFFIX)
     for name in names:
         # a file that grew meanwhile has a writer: it stays, and is read from where it was

@@ -19,12 +19,17 @@ from sp2dpo_ray.core.redaction import redact_pair
 DIGEST_BYTES = 16
 
 
-def find_twins(files: list[Path], *, redact: bool) -> frozenset[str]:
-    """Ids of the pairs whose texts (as teachers see them) stand earlier under another id."""
+def find_twins(
+    files: list[Path], *, redact: bool, left_out: frozenset[str] = frozenset()
+) -> frozenset[str]:
+    """Ids of the pairs whose texts (as teachers see them) stand earlier under another id.
+
+    left_out: pairs that nobody is asked about; no call of theirs serves another.
+    """
     digests = bytearray()
     for file in files:
         for pairs in pair_chunks(file):
-            for pair in pairs:
+            for pair in (pair for pair in pairs if pair.prompt_id not in left_out):
                 digests += _digest(redact_pair(pair)[0] if redact else pair)
     every = np.frombuffer(bytes(digests), dtype=f"V{DIGEST_BYTES}")
     # a view as numbers: numpy sorts and compares those
@@ -35,8 +40,11 @@ def find_twins(files: list[Path], *, redact: bool) -> frozenset[str]:
     later = set(order[repeated].tolist()) if len(numbers) else set()
     if not later:
         return frozenset()
-    ids = [name for file in files for name in pq.read_table(file, columns=["prompt_id"])[0]]
-    return frozenset(ids[place].as_py() for place in later)
+    every_id = (
+        name for file in files for name in pq.read_table(file, columns=["prompt_id"])[0].to_pylist()
+    )
+    ids = [name for name in every_id if name not in left_out]
+    return frozenset(ids[place] for place in later)
 
 
 def _digest(pair: Pair) -> bytes:

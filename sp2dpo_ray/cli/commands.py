@@ -18,14 +18,12 @@ import typer
 from sp2dpo_ray import __version__
 from sp2dpo_ray.cli.folders import checklist, clean, pull, push, status, verify
 from sp2dpo_ray.cli.guard import guarded
+from sp2dpo_ray.cli.init import init
 from sp2dpo_ray.cli.jobs import cluster_size, jobs, submit
-from sp2dpo_ray.cli.options import AsJson, ConfigFile, Debug, Offline, Overrides
+from sp2dpo_ray.cli.options import MAY_ASK, AsJson, ConfigFile, Debug, Offline, Overrides, Quiet
 from sp2dpo_ray.cli.show import show, show_diff, tell
-from sp2dpo_ray.config import load_config
-from sp2dpo_ray.console import about, say
-from sp2dpo_ray.core.schedule.diff import diff as diff_of
+from sp2dpo_ray.console import about, hushed, say
 from sp2dpo_ray.errors import ConfigError
-from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import (
     CLUSTER_SIZE,
     IMPORT,
@@ -38,15 +36,34 @@ from sp2dpo_ray.stages import (
     ray_session,
 )
 
-MAY_ASK = ("annotate", "evaluate", "run")
-
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Per-pair temperature DPO: annotate preference pairs, publish a beta schedule, train, "
-    "compare. Begin with: sp2dpo run configs/demo.yaml",
+    rich_markup_mode="rich",
+    help="DPO with a temperature for each pair: teachers describe preference pairs, their answers "
+    "become a schedule of betas, students are trained with it and compared.\n\n"
+    "See it work, without keys and GPUs:  [bold]sp2dpo run configs/demo.yaml[/bold]\n\n"
+    "Your own pairs:  [bold]sp2dpo init[/bold], then doctor, prepare, plan and run with the file "
+    "that it wrote.",
+    epilog="Everything can be interrupted: the same command goes on, and what was paid is never "
+    "asked again. Any key can be changed for one command: --set train.arm=dpo:0.3. Exit codes: 0 "
+    "done, 2 configuration wrong, 3 data wrong, 4 stopped and resumable, 5 training failed.",
 )
+BEGIN, SCHEDULE, TRAIN, JUDGE, LOOK, CLUSTER = (
+    "Begin here", "From pairs to a schedule", "Training", "Judging and telling", "Run folders",
+    "Clusters",
+)  # fmt: skip
+PANELS = {
+    "run": BEGIN, "doctor": BEGIN, "plan": BEGIN,
+    **dict.fromkeys(("student", "reference", "train", "sweep"), TRAIN),
+    **dict.fromkeys(("generate", "evaluate", "report"), JUDGE),
+}  # fmt: skip
+# what most people do after a stage
+NEXT = {
+    "doctor": "prepare", "prepare": "plan", "plan": "annotate", "annotate": "schedule",
+    "schedule": "sweep", "student": "annotate", "reference": "sweep", "train": "report",
+    "sweep": "report", "generate": "evaluate", "evaluate": "report",
+}  # fmt: skip
 
 
 def _command(stage: Stage) -> None:
@@ -56,18 +73,28 @@ def _command(stage: Stage) -> None:
         config: ConfigFile,
         set_: Overrides = None,
         as_json: AsJson = False,
+        quiet: Quiet = False,
         debug: Debug = False,
         offline: Offline = False,
     ) -> None:
-        work = partial(_work, config, set_, as_json, stage, offline=offline)
+        work = partial(_work, config, set_, as_json, stage, quiet=quiet, offline=offline)
         raise typer.Exit(guarded(work, debug))
 
     def command(
-        config: ConfigFile, set_: Overrides = None, as_json: AsJson = False, debug: Debug = False
+        config: ConfigFile,
+        set_: Overrides = None,
+        as_json: AsJson = False,
+        quiet: Quiet = False,
+        debug: Debug = False,
     ) -> None:
-        asking(config, set_, as_json, debug)
+        asking(config, set_, as_json, quiet, debug)
 
-    app.command(stage.name, help=stage.title)(asking if stage.name in MAY_ASK else command)
+    _add(stage)(asking if stage.name in MAY_ASK else command)
+
+
+def _add(stage: Stage) -> Any:
+    panel = PANELS.get(stage.name, SCHEDULE)
+    return app.command(stage.name, help=stage.title, rich_help_panel=panel)
 
 
 def _work(
@@ -76,22 +103,32 @@ def _work(
     as_json: bool,
     stage: Stage,
     *,
+    quiet: bool = False,
     offline: bool = False,
     **more: Any,
 ) -> None:
+    from sp2dpo_ray.config import load_config
+    from sp2dpo_ray.run import Run
+
     run = Run(load_config(config, tuple(overrides or ())), offline)
     about(run=run.config.run.name, lambda_id=run.config.lambda_id)
     with contextlib.ExitStack() as stack:
+        if quiet:
+            stack.enter_context(hushed())
         if stage.writes:
             stack.enter_context(run.locked())
-        run.fetch()
+            run.fetch()
+        else:
+            run.fetch_if_free()
         if stage.needs_ray:
-            stack.enter_context(ray_session(run.config.cluster.address))
+            stack.enter_context(ray_session(run.config.cluster.address, stage.extra))
             check_shared_folder(run, stage)
         if stage.writes:
             run.write_lambda()
         summary = stage(run, **more)
     tell(summary, as_json, show)
+    if not as_json and not quiet and stage.name in NEXT:
+        say(f"next: sp2dpo {NEXT[stage.name]} {config}")
 
 
 def schedule(
@@ -100,6 +137,7 @@ def schedule(
     ] = None,
     set_: Overrides = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     debug: Debug = False,
     diff: Annotated[
         tuple[Path, Path] | None,
@@ -110,9 +148,11 @@ def schedule(
         if (config is None) == (diff is None):
             raise ConfigError("schedule takes a configuration file, or --diff A B")
         if diff is not None:
+            from sp2dpo_ray.core.schedule.diff import diff as diff_of
+
             tell(diff_of(*diff), as_json, show_diff)
         elif config is not None:
-            _work(config, set_, as_json, STAGES["schedule"])
+            _work(config, set_, as_json, STAGES["schedule"], quiet=quiet)
 
     raise typer.Exit(guarded(work, debug))
 
@@ -121,6 +161,7 @@ def audit(
     config: ConfigFile,
     set_: Overrides = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     debug: Debug = False,
     import_: Annotated[
         Path | None,
@@ -128,27 +169,28 @@ def audit(
     ] = None,
 ) -> None:
     work = (
-        partial(_work, config, set_, as_json, STAGES["audit"])
+        partial(_work, config, set_, as_json, STAGES["audit"], quiet=quiet)
         if import_ is None
-        else partial(_work, config, set_, as_json, IMPORT, sheet=import_)
+        else partial(_work, config, set_, as_json, IMPORT, quiet=quiet, sheet=import_)
     )
     raise typer.Exit(guarded(work, debug))
 
 
+app.command("init", rich_help_panel=BEGIN)(init)
 SPECIAL = {"schedule": schedule, "audit": audit}
 for _stage in (*STAGES.values(), WHOLE_RUN):
     if _stage.name in SPECIAL:
-        app.command(_stage.name, help=_stage.title)(SPECIAL[_stage.name])
+        _add(_stage)(SPECIAL[_stage.name])
     else:
         _command(_stage)
 
 
-app.command("submit")(submit)
-app.command(CLUSTER_SIZE.name, help=CLUSTER_SIZE.title)(cluster_size)
-app.add_typer(jobs, name="jobs")
+app.command("submit", rich_help_panel=CLUSTER)(submit)
+app.command(CLUSTER_SIZE.name, help=CLUSTER_SIZE.title, rich_help_panel=CLUSTER)(cluster_size)
+app.add_typer(jobs, name="jobs", rich_help_panel=CLUSTER)
 
 
-@app.command(help=LAB.title)
+@app.command(help=LAB.title, rich_help_panel=TRAIN)
 def lab(
     folder: Annotated[Path, typer.Option(help="Where table, figure and trials go.")] = Path(
         "runs/lab"
@@ -171,7 +213,7 @@ def lab(
     debug: Debug = False,
 ) -> None:
     def work() -> None:
-        with ray_session(address):
+        with ray_session(address, LAB.extra):
             summary = LAB.work(
                 folder, tuple(world or ()), tuple(arm or ()), seeds, tuple(set_ or ())
             )
@@ -180,7 +222,7 @@ def lab(
     raise typer.Exit(guarded(work, debug))
 
 
-@app.command(help=TABLES.title)
+@app.command(help=TABLES.title, rich_help_panel=JUDGE)
 def tables(
     runs: Annotated[list[Path], typer.Argument(help="Run folders with a report.")],
     out: Annotated[Path, typer.Option(help="Where tables and figure go.")] = Path("runs/tables"),
@@ -194,10 +236,10 @@ def tables(
 
 
 for _command_on_folder in (verify, checklist, status, clean, push, pull):
-    app.command()(_command_on_folder)
+    app.command(rich_help_panel=LOOK)(_command_on_folder)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def version() -> None:
     """Print the version."""
     print(__version__)

@@ -15,14 +15,14 @@ from sp2dpo_ray.cli.guard import guarded
 from sp2dpo_ray.cli.options import AsJson, Debug, Folder, RunFolder
 from sp2dpo_ray.cli.show import show, show_checklist, show_cleaned, show_status, tell
 from sp2dpo_ray.console import say
-from sp2dpo_ray.core.checklist import checklist as checklist_of
-from sp2dpo_ray.core.schedule.verify import verify as checks_of
 
 
 def verify(path: Folder, as_json: AsJson = False, debug: Debug = False) -> None:
     """Check a published artifact, or a whole run: hashes, columns, ranges, every beta again."""
 
     def work() -> None:
+        from sp2dpo_ray.core.schedule.verify import verify as checks_of
+
         lines = []
         for line in checks_of(path):
             lines.append(line.strip())
@@ -36,6 +36,8 @@ def checklist(path: Folder, as_json: AsJson = False, debug: Debug = False) -> No
     """The reproducibility checklist of the paper's appendix J.4, held against a run."""
 
     def work() -> None:
+        from sp2dpo_ray.core.checklist import checklist as checklist_of
+
         lines = checklist_of(path)
         summary = {
             "lines": [asdict(line) for line in lines],

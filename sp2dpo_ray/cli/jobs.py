@@ -8,20 +8,30 @@ no job.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
 from sp2dpo_ray.cli.guard import guarded
-from sp2dpo_ray.cli.options import Address, AllowOpen, AsJson, ConfigFile, Debug, Offline, Overrides
+from sp2dpo_ray.cli.options import (
+    MAY_ASK,
+    Address,
+    AllowOpen,
+    AsJson,
+    ConfigFile,
+    Debug,
+    Offline,
+    Overrides,
+)
 from sp2dpo_ray.cli.show import show_sizes, tell
-from sp2dpo_ray.config import load_config
 from sp2dpo_ray.console import say, stderr
 from sp2dpo_ray.errors import ConfigError, Stopped
-from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages import CLUSTER_SIZE, STAGES, WHOLE_RUN, missing
+
+if TYPE_CHECKING:
+    from sp2dpo_ray.run import Summary
 
 jobs = typer.Typer(no_args_is_help=True, help="Jobs of a cluster: list, follow, stop.")
 
@@ -51,9 +61,12 @@ def submit(
 
     def work() -> None:
         from sp2dpo_ray.cluster.jobs import follow, job_of, submit_job
+        from sp2dpo_ray.config import load_config
 
         if stage not in {*STAGES, WHOLE_RUN.name}:
             raise ConfigError(f"{stage!r} is no stage; stages: {[*STAGES, WHOLE_RUN.name]}")
+        if offline and stage not in MAY_ASK:
+            raise ConfigError(f"--offline is for {MAY_ASK}: {stage} asks nobody")
         overrides = tuple(set_ or ())
         more = (*(["--offline"] if offline else []), *(["--json"] if as_json else []))
         job = job_of(
@@ -93,6 +106,9 @@ def cluster_size(
     debug: Debug = False,
 ) -> None:
     def work() -> None:
+        from sp2dpo_ray.config import load_config
+        from sp2dpo_ray.run import Run
+
         summary = CLUSTER_SIZE.work(
             Run(load_config(config, tuple(set_ or ()))), cloud=cloud, gpu=gpu,
             parameters=parameters, within_hours=within_hours, prices=prices,

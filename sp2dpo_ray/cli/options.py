@@ -10,12 +10,17 @@ from typing import Annotated
 
 import typer
 
+MAY_ASK = ("annotate", "evaluate", "run")  # commands that take --offline
+
 ConfigFile = Annotated[str, typer.Argument(help="YAML file with the whole configuration.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON line.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress: the summary and errors alone.")
+]
 Debug = Annotated[bool, typer.Option(help="Show tracebacks.")]
 Offline = Annotated[
     bool,

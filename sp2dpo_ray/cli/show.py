@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
 from sp2dpo_ray.console import say, stderr
-from sp2dpo_ray.core.checklist import Line
-from sp2dpo_ray.run import Summary
 from sp2dpo_ray.stages import brief
+
+if TYPE_CHECKING:  # a summary is shown in a moment; what makes it takes one to import
+    from sp2dpo_ray.core.checklist import Line
+    from sp2dpo_ray.run import Summary
 
 
 def tell(summary: Summary, as_json: bool, show_it: Callable[[Summary], None]) -> None:

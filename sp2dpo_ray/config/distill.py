@@ -17,13 +17,19 @@ class EncoderSection(Section):
     model: str
     """Encoder of the hub, or a folder: deberta, modernbert, ...; any with hidden states."""
     revision: str | None = None
+    """Commit of an encoder of the hub."""
     max_length: int = Field(512, ge=16)
     """Tokens of a prompt with one response."""
     epochs: int = Field(3, ge=1)
+    """Passes over the pairs."""
     learning_rate: float = Field(2e-5, gt=0)
+    """Greatest step of the optimiser."""
     pairs_per_step: int = Field(32, ge=1)
+    """Pairs of one optimiser step, over all workers."""
     workers: int = Field(1, ge=1)
+    """Processes that train together."""
     gpus_per_worker: int = Field(0, ge=0, le=1)
+    """0 trains on the CPU."""
 
     @model_validator(mode="after")
     def _whole(self) -> EncoderSection:
@@ -54,6 +60,7 @@ class DistillSection(Section):
     calibrate: float = Field(0.15, gt=0, le=0.4)
     """Share of the pairs that sets the intervals; as much again tests them."""
     seed: int = 0
+    """Of the split and the training."""
 
     @model_validator(mode="after")
     def _whole(self) -> DistillSection:
@@ -82,3 +89,4 @@ class MixSection(Section):
     first: float = Field(0.4, gt=0, le=1)
     """Part of the share that the first of several rounds asks about."""
     seed: int = 0
+    """Of the pairs that are drawn at random."""

@@ -27,9 +27,11 @@ class GenerateSection(Section):
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that share one model; of `vllm`."""
     max_new_tokens: int = Field(2048, ge=1)
+    """Longest answer."""
     temperature: float = Field(0.0, ge=0)
     """0 takes the likeliest token each time."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Tokens are drawn from the likeliest ones that hold this share of the probability."""
     seed: int = 0
     """Of sampling; each question draws from its own."""
     rows: int = Field(8, ge=1)
@@ -45,12 +47,14 @@ class AlpacaEvalSection(Section):
 
 class MtBenchSection(Section):
     questions: str
+    """The benchmark's question.jsonl."""
     references: str | None = None
     """Reference answers of the categories that are graded with one."""
 
 
 class ArenaHardSection(Section):
     questions: str
+    """The benchmark's question.jsonl."""
     baseline: str
     """The baseline's answers."""
     sides: Literal["random", "both"] = "random"
@@ -59,10 +63,12 @@ class ArenaHardSection(Section):
 
 class IfevalSection(Section):
     prompts: str
+    """The benchmark's input_data.jsonl."""
 
 
 class EvaluateSection(Section):
     benchmarks: tuple[Benchmark, ...] = ()
+    """Which are answered and judged; each needs its section below."""
     arms: tuple[str, ...] | None = None
     """Whose students are evaluated; null: every arm of `sweep.arms` that is trained."""
     base: bool = True
@@ -103,11 +109,20 @@ class EvaluateSection(Section):
         return self
 
 
+FAMILIES = ("llama", "qwen", "gemini", "gemma", "mistral", "claude", "deepseek", "phi", "glm")
+ALSO = {"mixtral": "mistral", "ministral": "mistral", "magistral": "mistral", "qwq": "qwen"}
+
+
 def family_of(model: str) -> str:
-    """The family of a model id: the letters that its name begins with, OpenAI's under one name."""
+    """The family of a model id, wherever its name stands in it; of an unknown one the letters that
+    it begins with."""
     name = model.rpartition("/")[2].lower()
     if re.match(r"(chat)?gpt|o\d", name):
         return "gpt"
+    for match in re.finditer(r"[a-z]+", name):
+        part = match[0]
+        if part in FAMILIES or part in ALSO:
+            return ALSO.get(part, part)
     found = re.match(r"[a-z]+", name)
     return found[0] if found else name
 

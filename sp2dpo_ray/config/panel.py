@@ -181,17 +181,25 @@ class DecodingSection(Section):
     """The fourteen settings of the paper's Table 6, under one name each."""
 
     temperature: float = Field(0.1, ge=0)
+    """Of the teachers' answers; 0 takes the likeliest token each time."""
     top_p: float = Field(0.8, gt=0, le=1)
+    """Tokens are drawn from the likeliest ones that hold this share of the probability."""
     top_k: int | None = Field(None, ge=1)
+    """Tokens are drawn from so many likeliest ones; null: from all."""
     max_output_tokens: int = Field(64, ge=1)
     """Table 6 lists this cap twice, as max_tokens and max_output_tokens."""
     seed: int | None = 42
+    """Sent where a provider takes one; null sends none."""
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    """Makes a token less likely for each time that it stands in the answer; 0: not."""
     presence_penalty: float = Field(0.0, ge=-2, le=2)
+    """Makes a token less likely once it stands in the answer; 0: not."""
     repetition_penalty: float = Field(1.0, gt=0)
+    """Divides the scores of tokens that stood before; 1: not."""
     n: Literal[1] = 1
     """One answer a call: the ensemble is over prompts and teachers."""
     stop: tuple[str, ...] | None = None
+    """Texts that end an answer."""
     timeout_s: float = Field(180, gt=0)
     """Longest time that one attempt may take."""
     retries: int = Field(3, ge=0)

@@ -23,14 +23,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 
-# which keys belong to which shape; the others are everybody's
-OF_SHAPE: dict[str, tuple[str, ...]] = {
-    "linear": (),
-    "power": ("exponent",),
-    "logistic": ("steepness", "midpoint"),
-    "quantile": ("quantiles", "blend"),
-}
-
 
 def _is_set(section: Section, name: str) -> bool:
     """Whether a value is not the default; a resolved configuration names the defaults too."""
@@ -41,26 +33,33 @@ class EnvelopeSection(Section):
     """An envelope of one category; what is not given is that of all."""
 
     beta_min: Beta | None = None
+    """Beta of this category's pairs without a gap."""
     beta_max: Beta | None = None
+    """Beta of this category's pairs with a gap of 1."""
 
 
 class GateSection(Section):
     """Confidence up to `low` gives beta_min, from `high` on the map counts in full."""
 
     low: Share
+    """Up to this confidence a pair gets beta_min."""
     high: Share
+    """From this confidence on the map counts in full; linear between."""
 
 
 class MappingSection(Section):
     shape: Literal["linear", "power", "logistic", "quantile"] = "linear"
     """The map from effective gap to beta: `linear` is Eq. 15, the others contain it."""
     beta_min: Beta = BETA_MIN
+    """Beta of a pair without a gap: the envelope's lower end."""
     beta_max: Beta = BETA_MAX
+    """Beta of a pair with a gap of 1: the envelope's upper end."""
     exponent: float = Field(1.0, gt=0)
     """Of `power`: gap ** exponent; above 1 lowers the middle."""
     steepness: float = Field(8.0, ge=0)
     """Of `logistic`: how sharp the step at `midpoint` is; 0 is linear."""
     midpoint: Share = 0.5
+    """Of `logistic`: the gap at which the curve is steepest."""
     quantiles: int = Field(10, ge=2, le=1000)
     """Of `quantile`: pieces of the map from a gap to its rank among the training pairs."""
     blend: Share = 1.0
@@ -72,8 +71,8 @@ class MappingSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> MappingSection:
-        for shape, names in OF_SHAPE.items():
-            foreign = [name for name in names if shape != self.shape and _is_set(self, name)]
+        for shape, row in SHAPES.items():
+            foreign = [name for name in row.keys if shape != self.shape and _is_set(self, name)]
             if foreign:
                 raise ValueError(f"{foreign} belongs to shape {shape}, this one is {self.shape}")
         self.map()  # its own rules
@@ -81,7 +80,7 @@ class MappingSection(Section):
 
     def map(self) -> BetaMap:
         """The map, not yet fitted."""
-        own = {name: getattr(self, name) for name in OF_SHAPE[self.shape]}
+        own = {name: getattr(self, name) for name in SHAPES[self.shape].keys}
         return BetaMap(
             shape=self.shape,
             beta_min=self.beta_min,
@@ -99,21 +98,23 @@ class MappingSection(Section):
         )
 
 
-assert set(OF_SHAPE) == set(SHAPES)
-
-
 class EstimatorSection(Section):
     """An estimator of your own; its betas are the column `beta_<name>` of the diagnostics."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Lower-case letters, digits and underscores."""
     title: str = ""
+    """What card and page call it."""
     over_prompts: Literal["median", "mean", "weighted"] = "median"
+    """How one teacher's gaps become one; `weighted` by gamma (Eq. 41)."""
     over_teachers: Literal["mean", "median", "trimmed", "huber", "weighted"] = "mean"
+    """How the teachers' betas become one; `weighted` by alpha (Eq. 42)."""
     joint: Literal["pooled", "debiased"] | None = None
     """All calls at once instead of prompts, then teachers (Eqs. 43, 44)."""
     damping: Literal["none", "exp", "rational"] = "none"
     """Lowers a teacher's gap where its prompts disagree (Eqs. 39, 40)."""
     damping_lambda: float = Field(4.0, ge=0)
+    """Strength of the damping."""
     trim: float = Field(0.25, ge=0, lt=0.5)
     """Of `trimmed`: share of the teachers that is cut from each side."""
     huber_delta: float = Field(0.1, gt=0)

@@ -91,6 +91,7 @@ class AuditSection(Section):
     sample: int = Field(120, ge=0)
     """Pairs of the fair sample, as many of every category as there are."""
     seed: int = 0
+    """Of the fair sample."""
 
 
 class ExportSection(Section):

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from sp2dpo_ray.config.schedule import OF_SHAPE
 from sp2dpo_ray.config.section import Section
 from sp2dpo_ray.core.derived import MAP_KEYS
 from sp2dpo_ray.core.schedule.estimators import PRESETS
+from sp2dpo_ray.core.schedule.mapping import SHAPES
 
 Value = float | int | str
 JOINT = frozenset(row.name for row in PRESETS.values() if row.joint)
@@ -24,7 +24,9 @@ class RangeSection(Section):
     """Numbers from low to high."""
 
     low: float
+    """Least value."""
     high: float
+    """Greatest value."""
     log: bool = False
     """Draw the logarithm uniformly, as is right for betas."""
 
@@ -41,6 +43,7 @@ class ChoiceSection(Section):
     """One of several values."""
 
     choices: Annotated[tuple[Value, ...], Field(min_length=1)]
+    """The values."""
 
 
 class HalvingSection(Section):
@@ -60,18 +63,20 @@ class SearchSection(Section):
     """What to vary: keys of `mapping` (beta_min, beta_max, shape, exponent, ...), gate_low,
     gate_high, `<Category>.beta_max`, damping, damping_lambda, estimator."""
     trials: PositiveInt = 16
+    """How many points are tried."""
     sampler: Literal["tpe", "random"] = "tpe"
     """Optuna's sampler."""
     halving: HalvingSection | None = None
     seed: int = 0
+    """Of the sampler."""
 
     @model_validator(mode="after")
     def _read(self) -> SearchSection:
         unknown = [key for key in self.space if key not in MAP_KEYS]
         if unknown:
             raise ValueError(f"space: {unknown} are unknown; there are {sorted(MAP_KEYS)}")
-        for shape, names in OF_SHAPE.items():
-            for name in names:
+        for shape, row in SHAPES.items():
+            for name in row.keys:
                 if name in self.space and shape not in self.choices("shape"):
                     raise ValueError(
                         f"space: {name} belongs to shape {shape}; add "

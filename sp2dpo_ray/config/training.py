@@ -32,25 +32,36 @@ NOT_THE_RESULT = frozenset(
 
 class LoraSection(Section):
     r: int = Field(16, ge=1)
+    """Rank of the adapters."""
     alpha: int = Field(32, ge=1)
+    """Scale of the adapters: what they add is multiplied by alpha / r."""
     dropout: float = Field(0.05, ge=0, lt=1)
+    """Share of an adapter's inputs that is dropped in training."""
     target_modules: tuple[str, ...] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
     )  # fmt: skip
+    """Names of the linear layers that get an adapter."""
 
 
 class TinySection(Section):
     """The built-in student, made from the training pairs where no hub can be reached."""
 
     vocabulary: int = Field(2048, ge=300)
+    """Most tokens of its tokenizer."""
     layers: int = Field(4, ge=1)
+    """Transformer layers."""
     hidden: int = Field(128, ge=16, multiple_of=16)
+    """Width of the hidden states."""
     heads: int = Field(4, ge=2, multiple_of=2)
+    """Attention heads."""
     steps: int = Field(120, ge=0)
     """Steps of supervised training on chosen responses."""
     batch: int = Field(16, ge=1)
+    """Responses of a step."""
     learning_rate: float = Field(3e-3, gt=0)
+    """Greatest step of its optimiser."""
     seed: int = 0
+    """Of weights and batches."""
 
 
 class StudentSection(Section):
@@ -75,6 +86,7 @@ class TrainSection(Section):
     """What MADPO and the selections take for a reward model's margin: the panel's gap, or the
     columns score_chosen less score_rejected of the data."""
     epochs: int = Field(1, ge=1)
+    """Passes over the pairs."""
     max_length: int = Field(2048, ge=8)
     """Longest prompt with response, in tokens; what is over is cut from the response's end."""
     max_prompt_length: int = Field(1536, ge=4)
@@ -84,9 +96,13 @@ class TrainSection(Section):
     keep_end_token: bool = False
     """A response that is cut still ends with the token that closes a turn."""
     learning_rate: float = Field(5e-6, gt=0)
+    """Greatest step of the optimiser; after the warmup it falls as a cosine to 0."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Longer gradients are cut to this norm."""
     pairs_per_step: int = Field(64, ge=1)
     """Pairs of one optimiser step, over all workers."""
     tokens_per_batch: int = Field(8192, ge=8)
@@ -114,6 +130,7 @@ class TrainSection(Section):
     """ddp: the whole student on each worker. zero2, zero3: DeepSpeed shares out gradients and
     optimiser states, zero3 weights too. fsdp: PyTorch shares out all of them."""
     save_steps: int = Field(250, ge=1)
+    """Steps between two checkpoints."""
     notice_steps: int = Field(10, ge=0)
     """Every so many steps the workers ask whether one of their nodes is about to be taken away, as
     spot instances are, and then save at once; 0: never."""
@@ -128,6 +145,7 @@ class TrainSection(Section):
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
     """Where metrics go besides metrics.jsonl and TensorBoard."""
     seed: int = 0
+    """Of order, dropout and adapters; an arm `...@1` has its own."""
 
     @model_validator(mode="after")
     def _room_for_a_response(self) -> TrainSection:

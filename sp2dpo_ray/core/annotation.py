@@ -89,7 +89,8 @@ def read_answer(text: str) -> Reading:
 
 def _read(text: str) -> Annotation:
     try:
-        answer = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        answer = json.loads(text, parse_int=_short_int, parse_constant=_refuse_constant,
+                            object_pairs_hook=_unique)  # fmt: skip
     except json.JSONDecodeError as error:
         raise _Broken(f"not one JSON object: {error.msg} at character {error.pos}") from None
     except RecursionError:
@@ -115,6 +116,13 @@ def _unit(answer: dict[str, Any], key: str) -> float:
     if not 0 <= value <= 1:
         raise _Broken(f"{key} lies outside [0, 1]: {value!r}")
     return float(value)
+
+
+def _short_int(digits: str) -> int:
+    # Python refuses some thousands of digits with an error of its own
+    if len(digits) > 300:
+        raise _Broken(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> float:

@@ -20,7 +20,7 @@ from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE, RANDOM_SEED
 from sp2dpo_ray.core.schedule.ensemble import Floats
 from sp2dpo_ray.core.schedule.estimators import Estimator, Signals, estimate
 from sp2dpo_ray.core.schedule.grid import grid_of
-from sp2dpo_ray.core.schedule.mapping import BetaMap
+from sp2dpo_ray.core.schedule.mapping import SHAPES, BetaMap
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.errors import ConfigError
@@ -33,11 +33,7 @@ OF_MAP = (
     "shape",
     "beta_min",
     "beta_max",
-    "exponent",
-    "steepness",
-    "midpoint",
-    "quantiles",
-    "blend",
+    *(key for shape in SHAPES.values() for key in shape.keys),
 )
 DEFAULT_ESTIMATOR = "jmamp"
 ENVELOPES = tuple(f"{name}.{bound}" for name in CATEGORIES for bound in ("beta_min", "beta_max"))

@@ -26,6 +26,7 @@ PAIR_FIELDS = [
     pa.field("rejected", pa.string()),
 ]
 Turns = list[dict[str, str]]
+SCORES = ("score_chosen", "score_rejected")  # columns of data that was scored
 
 
 class Form(StrEnum):
@@ -110,7 +111,7 @@ def read_pairs(table: pa.Table) -> Iterator[Pair | Rejected]:
             raise DataError(
                 f"data.source: row {number}: cannot be read as {form}: {error}"
             ) from error
-        name = str(prompt_id) if prompt_id else sha256_hex([turns, better, worse])
+        name = str(prompt_id) if prompt_id not in (None, "") else sha256_hex([turns, better, worse])
         reason = _fault(turns, better, worse)
         yield (
             Rejected(name, reason) if reason else Pair(name, turns or [], better or "", worse or "")

@@ -62,8 +62,8 @@ def split_by(
     were drawn at random; only those calibrate and test. None: all."""
     draws = uniform_draws(keys, seed=section.seed, purpose="distill")
     fair = np.ones(len(keys), bool) if fair is None else fair
-    # at least half of the fair rows train
-    share = section.calibrate * min(1.0, len(fair) / max(2 * fair.sum(), 1))
+    # of all rows, taken from the fair ones; at least half of these train
+    share = min(section.calibrate * len(fair) / max(int(fair.sum()), 1), 0.25)
     calibrate, test = draws < share, (draws >= share) & (draws < 2 * share)
     fit = np.flatnonzero(~((calibrate | test) & fair))
     # another stretch of the same draws: rows that train are spread over all of them but the first

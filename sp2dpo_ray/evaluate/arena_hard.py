@@ -91,7 +91,8 @@ def score(items: Sequence[Item], verdicts: Mapping[tuple[str, str], Verdict]) ->
         rows.append({"item": item, "side": side, "label": label})
     values = {name: sum(v) / len(v) if v else None for name, v in by_item.items()}
     total = sum(counts.values())
-    figures = {"win_rate": 100 * mean_of(values), "judged": float(total)}
+    mean = mean_of(values.values())
+    figures = {"win_rate": None if mean is None else 100 * mean, "judged": float(total)}
     figures |= {f"share {name.replace('A', 'model').replace('B', 'baseline')}": count / total
                 for name, count in counts.items() if total}  # fmt: skip
     return Result(figures, values, notes, rows)

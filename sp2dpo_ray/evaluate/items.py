@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -39,10 +39,10 @@ Answers = Mapping[str, tuple[str, ...]]  # item -> the answer of each turn
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """figures: what a benchmark reports. values: one number an item, to compare models item by
-    item, None where there is none. notes: what was odd, by name."""
+    """figures: what a benchmark reports, None where nothing was judged. values: one number an
+    item, to compare models item by item, None where there is none. notes: what was odd, by name."""
 
-    figures: dict[str, float]
+    figures: dict[str, float | None]
     values: dict[str, float | None]
     notes: dict[str, int] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
@@ -61,7 +61,7 @@ def read_lines(path: Path) -> list[Row]:
             raise DataError(f"{path}: is no JSON list: {error}") from error
         return rows
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 found.append(json.loads(line))
@@ -124,10 +124,10 @@ def whole(items: Sequence[Item], answers: Answers, where: str) -> None:
             )
 
 
-def mean_of(values: Mapping[str, float | None]) -> float:
-    """The mean over items that have a value; NaN where none has."""
-    known = [value for value in values.values() if value is not None]
-    return sum(known) / len(known) if known else float("nan")
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """The mean over those that are there; None where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 @contextmanager

@@ -158,9 +158,17 @@ async def _ask_all(
         # the first alone: a wrong key or a cap without room costs one call, not as many as fit
         _stop_for(await chair.ask(calls[0]), section.name)
         advance(1, "")
+        stop: Stopped | None = None
         for reply in asyncio.as_completed([chair.ask(call) for call in calls[1:]]):
-            _stop_for(await reply, section.name)
-            advance(1, f"${chair.usd:,.2f}" if chair.usd else "")
+            try:
+                _stop_for(await reply, section.name)
+            except Stopped as error:  # what is under way is paid: it is awaited, and recorded
+                stop = stop or error
+                chair.halt(str(error))
+            else:
+                advance(1, f"${chair.usd:,.2f}" if chair.usd else "")
+        if stop is not None:
+            raise stop
     finally:
         await chair.close()
 

@@ -19,6 +19,7 @@ from sp2dpo_ray.evaluate.items import (
     Result,
     filled,
     judge_prompt,
+    mean_of,
     read_lines,
     stripped,
     whole,
@@ -94,13 +95,12 @@ def score(items: Sequence[Item], verdicts: Mapping[tuple[str, str], Verdict]) ->
             notes["not_read" if verdict.answered else "not_answered"] += 1
     categories = {item.id: item.known["category"] for item in items}
 
-    def mean(keep: object = None, turn: str | None = None) -> float:
-        kept = [
+    def mean(keep: object = None, turn: str | None = None) -> float | None:
+        return mean_of(
             grade
             for (item, kind), grade in grades.items()
-            if grade is not None and keep in (None, categories[item]) and turn in (None, kind)
-        ]
-        return sum(kept) / len(kept) if kept else float("nan")
+            if keep in (None, categories[item]) and turn in (None, kind)
+        )
 
     figures = {
         "score": mean(),
@@ -112,7 +112,6 @@ def score(items: Sequence[Item], verdicts: Mapping[tuple[str, str], Verdict]) ->
     rows = []
     for item in items:
         own = [grades.get((item.id, kind)) for kind in ("first", "second")[: len(item.turns)]]
-        known = [grade for grade in own if grade is not None]
-        values[item.id] = sum(known) / len(known) if known else None
+        values[item.id] = mean_of(own)
         rows.append({"item": item.id, "category": categories[item.id], "grades": own})
     return Result(figures, values, notes, rows)

@@ -42,7 +42,8 @@ def standings(
     rows = []
     for name, result in results.items():
         mine = values[name][None, ~half]
-        gain = None if name == baseline else gain_on(values[baseline][None, ~half], mine)
+        compared = name != baseline and mine.size  # no item that every student has a value for
+        gain = gain_on(values[baseline][None, ~half], mine) if compared else None
         rows.append(
             {
                 "benchmark": benchmark,
@@ -55,7 +56,7 @@ def standings(
                 "items_compared": int((~half).sum()),
                 "value": asdict(interval(mine)) if mine.size else None,
                 "gain": asdict(gain) if gain else None,
-                "verdict": verdict(gain),
+                "verdict": verdict(gain) if compared or name == baseline else "nothing to compare",
             }
         )
     return rows
@@ -82,13 +83,17 @@ def markdown(rows: list[Row], shared: list[str]) -> str:
             "|---" * (len(figures) + 4) + "|",
         ]
         for row in here:
-            told = " | ".join(f"{row['figures'][key]:.2f}" for key in figures)
+            told = " | ".join(_told(row["figures"][key]) for key in figures)
             left = sum(row["notes"].get(key, 0) for key in LEFT_OUT)
             lines.append(
                 f"| {row['model']} | {told} | {_gain(row['gain'])} | {row['verdict']} | {left} |"
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def _told(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _gain(gain: dict[str, float] | None) -> str:

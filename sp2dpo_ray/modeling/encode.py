@@ -24,6 +24,7 @@ PROMPT_CUT, CHOSEN_CUT, REJECTED_CUT = "prompt_cut", "chosen_cut", "rejected_cut
 CUTS = frozenset({PROMPT_CUT, CHOSEN_CUT, REJECTED_CUT})
 END_LOST = "end_lost"  # a cut took the token that closes the turn
 BOUNDARY_SHIFTED = "boundary_shifted"  # prompt and response merge into other tokens than apart
+TAIL = 3  # tokens at a turn's end that its closing one is looked for in
 ALIKE = "alike"  # both responses are the same tokens: nothing to learn
 
 
@@ -82,10 +83,21 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, how: Encoding) -> list[E
             ) from error
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     rows = [np.array(row, np.int32) for row in ids]
-    return [
-        _cut(pair.prompt_id, *rows[3 * i : 3 * i + 3], how, tokenizer.eos_token_id)
-        for i, pair in enumerate(pairs)
+    special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    ends = [
+        _end_of_turn(rows[3 * i + 1], special, tokenizer.eos_token_id) for i in range(len(pairs))
     ]
+    return [
+        _cut(pair.prompt_id, *rows[3 * i : 3 * i + 3], how, end)
+        for i, (pair, end) in enumerate(zip(pairs, ends, strict=True))
+    ]
+
+
+def _end_of_turn(row: Tokens, special: list[int], otherwise: int) -> int:
+    """The token that closes a turn: what the template writes last, but for text such as a line
+    break. Not always the one that ends a text: Gemma has another."""
+    tail = row[-TAIL:][np.isin(row[-TAIL:], special)]
+    return int(tail[-1]) if len(tail) else otherwise
 
 
 def _render(tokenizer: Any, turns: list[dict[str, str]], **options: Any) -> str:

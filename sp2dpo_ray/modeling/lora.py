@@ -46,10 +46,11 @@ def _plain(layer: Any) -> bool:
 def _forward(layer: Any, plain: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     (name,) = layer.active_adapters
     base, a = layer.base_layer, layer.lora_A[name].weight
-    # whoever asks for anything else gets PEFT's own way
+    # whoever asks for anything else gets PEFT's own way; a measurement without gradients during
+    # training is served here, since it must drop what the training pass drops
     if (
         args or kwargs or layer.disable_adapters or layer.merged
-        or base.weight.requires_grad or not torch.is_grad_enabled()
+        or base.weight.requires_grad or not (torch.is_grad_enabled() or layer.training)
         or not x.dtype == base.weight.dtype == a.dtype or torch.is_autocast_enabled(x.device.type)
     ):  # fmt: skip
         result: Tensor = plain(x, *args, **kwargs)

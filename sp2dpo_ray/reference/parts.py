@@ -21,6 +21,8 @@ from ray.data import ActorPoolStrategy
 
 from sp2dpo_ray.core.hashing import sha256_hex
 
+BLOCK = "block"
+
 
 class Parts:
     """Finished blocks in a folder of their own."""
@@ -43,6 +45,25 @@ class Parts:
         shutil.rmtree(self._folder)
 
 
+class _OneBlock:
+    """An actor that gets its blocks packed."""
+
+    def __init__(self, actor: type, spec: Any) -> None:
+        self._work = actor(spec)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        (packed,) = row[BLOCK].to_pylist()
+        made: pa.Table = self._work(pa.ipc.open_stream(packed).read_all())
+        return made
+
+
+def _packed(block: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, block.schema) as writer:
+        writer.write_table(block)
+    return bytes(sink.getvalue())
+
+
 def through_actors(
     blocks: list[pa.Table],
     actor: type,
@@ -61,10 +82,14 @@ def through_actors(
     """
     if not blocks:
         return []
-    rows = ray.data.from_arrow(blocks).map_batches(
-        actor,
-        fn_constructor_args=(spec,),
-        batch_size=None,
+    # a block travels as one row: Ray wants a number of rows a batch where a GPU is asked for, and
+    # would put rows of several blocks into one
+    rows = ray.data.from_items(
+        [{BLOCK: _packed(block)} for block in blocks], override_num_blocks=len(blocks)
+    ).map_batches(
+        _OneBlock,
+        fn_constructor_args=(actor, spec),
+        batch_size=1,
         batch_format="pyarrow",
         num_cpus=1,
         num_gpus=gpus_per_actor,

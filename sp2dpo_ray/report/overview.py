@@ -128,14 +128,15 @@ def _arms(arms: list[Json]) -> Card:
         text = "not trained yet" if not arms else f"{arms[0]['arm']} alone"
         detail = "train and compare: sp2dpo sweep CONFIG, then sp2dpo report CONFIG"
         return Card("Best arm", text, detail, PLAIN, "arms")
-    best = max(others, key=lambda row: row["gain"]["mean"])
+    best, baseline = max(others, key=lambda row: row["gain"]["mean"]), arms[0]["arm"]
     gain = best["gain"]
     detail = (
-        f"{best['verdict']} beside {arms[0]['arm']}: held-out accuracy {gain['mean']:+.3f} "
-        f"[{gain['low']:+.3f}, {gain['high']:+.3f}]. The best of {len(others)} is chosen by this "
-        "very figure"
+        f"{best['arm']} beside {baseline}: {best['verdict']}, held-out accuracy "
+        f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]. Of {len(others)} arms it "
+        "is chosen by this very figure"
     )
-    return Card("Best arm", best["arm"], detail, GOOD if gain["low"] > 0 else PLAIN, "arms")
+    value = best["arm"] if gain["mean"] > 0 else f"{baseline}, the baseline"
+    return Card("Best arm", value, detail, GOOD if gain["low"] > 0 else PLAIN, "arms")
 
 
 def _judged(judged: list[Json]) -> Card:

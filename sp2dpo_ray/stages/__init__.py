@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sp2dpo_ray.console import about, say
 from sp2dpo_ray.errors import ConfigError
-from sp2dpo_ray.run import Run, Summary
+
+if TYPE_CHECKING:  # the table of stages is read for each `--help`
+    from sp2dpo_ray.run import Run, Summary
 
 OBJECT_STORE_BYTES = 1 << 30  # for a Ray of our own; the default takes a third of the memory
 
@@ -125,11 +127,11 @@ def missing(error: ModuleNotFoundError, what: str, extra: str) -> ConfigError:
 
 
 def run_all(run: Run) -> Summary:
-    """Every stage in order, every arm of `sweep.arms`, and the page.
+    """Every stage in order, every arm of `sweep.arms`, the benchmarks if any, and the page.
 
     The student comes before the teachers: an id that does not exist must cost nothing.
     """
-    summaries: Summary = {}
+    summaries: dict[str, Any] = {}
     for name in ("prepare", "student", "annotate", "schedule", "reference"):
         summaries[name] = STAGES[name](run)
         say(f"{name}: {brief(summaries[name])}")
@@ -137,6 +139,9 @@ def run_all(run: Run) -> Summary:
     for arm in run.config.sweep.names:
         summaries["train"][arm] = STAGES["train"](run, arm_name=arm)
         say(f"train {arm}: {brief(summaries['train'][arm])}")
+    for name in ("generate", "evaluate") if run.config.evaluate.benchmarks else ():
+        summaries[name] = STAGES[name](run)
+        say(f"{name}: {brief(summaries[name])}")
     summaries["report"] = STAGES["report"](run)
     return summaries
 
@@ -153,8 +158,9 @@ def brief(summary: Summary) -> str:
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
-    """The Ray that stages use: at the address, the cluster of this job, or one of our own."""
+def ray_session(address: str | None, extra: str = "annotate") -> Iterator[None]:
+    """The Ray that stages use: at the address, the cluster of this job, or one of our own. extra:
+    what brings Ray where it is missing."""
     # no usage report leaves this machine unless its owner asked for it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -162,7 +168,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         import ray
         from ray.data import DataContext
     except ModuleNotFoundError as error:
-        raise missing(error, "this stage", "annotate") from error
+        raise missing(error, "this stage", extra) from error
 
     # Ray's own remarks belong into its log files; what a user must know, the stages say
     DataContext.get_current().enable_progress_bars = False

@@ -21,6 +21,7 @@ from sp2dpo_ray.core.artifact import open_artifact, read_manifest
 from sp2dpo_ray.core.derived import WEIGHTS, panel_margin
 from sp2dpo_ray.core.files import BETAS, REFERENCE, TRAIN
 from sp2dpo_ray.core.methods import METHODS, options_of
+from sp2dpo_ray.core.pairs import SCORES
 from sp2dpo_ray.core.schedule.ensemble import Floats
 from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.core.schedule.recipe import Recipe
@@ -28,8 +29,6 @@ from sp2dpo_ray.core.selections import SELECTIONS, choose
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages.reference import reference_folder
-
-SCORES = ("score_chosen", "score_rejected")
 
 
 def write_betas(run: Run, arm: Arm, folder: Path) -> int:
@@ -39,22 +38,24 @@ def write_betas(run: Run, arm: Arm, folder: Path) -> int:
     ids = known.ids
     if not ids:
         raise DataError("the schedule holds none of the training pairs; run: sp2dpo schedule")
-    recipe = known.recipe
+    chosen = None
+    if arm.selection:  # before the betas: some methods scale them to a mean over what is trained on
+        name, share = arm.selection
+        chosen = choose(SELECTIONS[name], share, known)
+        ids = [ids[place] for place in chosen.places]
     columns = {
         "prompt_id": pa.array(ids),
-        "beta": pa.array(arm.betas(known.table(arm), recipe, ids)),
+        "beta": pa.array(arm.betas(known.table(arm), known.recipe, ids)),
     }
     method = run.config.train_of(arm).loss
     if METHODS[method].weighted:
         options = options_of(method, run.config.train.loss_options.get(method, {}))
-        columns["weight"] = pa.array(WEIGHTS[method](known.margin(), options), pa.float32())
+        weights = WEIGHTS[method](known.margin(), options)
+        kept = weights if chosen is None else weights[chosen.places]
+        columns["weight"] = pa.array(kept, pa.float32())
     table = pa.table(columns)
-    if arm.selection:
-        name, share = arm.selection
-        chosen = choose(SELECTIONS[name], share, known)
-        table = table.take(chosen.places)
-        if chosen.supervised.any():
-            table = table.append_column("supervised", pa.array(chosen.supervised))
+    if chosen is not None and chosen.supervised.any():
+        table = table.append_column("supervised", pa.array(chosen.supervised))
     pq.write_table(table, folder / BETAS)
     return table.num_rows
 

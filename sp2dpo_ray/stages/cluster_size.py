@@ -38,7 +38,8 @@ from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.panel import panel_of
 
-IN_NAME = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*[bB](?![a-zA-Z])")
+# 30B, 0.6b, 8x7B: of a mixture all experts, since all of them lie in memory
+IN_NAME = re.compile(r"(?<![\d.])(?:(\d+)x)?(\d+(?:\.\d+)?)\s*[bB](?![a-zA-Z])")
 
 
 def cluster_size(
@@ -58,7 +59,7 @@ def cluster_size(
     files nor its name tell; within_hours: of the sweep; write: where to put `template` with its
     groups sized.
     """
-    run.fetch()
+    run.fetch_if_free()
     machines, source = read_machines(cloud, prices)
     work = _work(run, parameters)
     chosen = gpu_machine(work, machines, gpu)
@@ -139,7 +140,9 @@ def _tokens(run: Run, split: str) -> int:
         for name in ("chosen", "rejected")
     )
     prompts = pq.read_table(file, columns=["prompt"])["prompt"].combine_chunks()
-    count += sum(len(turn["content"]) for prompt in prompts.to_pylist() for turn in prompt)
+    room = int(run.config.train.max_prompt_length * BYTES_PER_TOKEN)
+    for prompt in prompts.to_pylist():
+        count += min(room, sum(len(turn["content"].encode()) for turn in prompt))
     return round(count / BYTES_PER_TOKEN)
 
 
@@ -173,7 +176,8 @@ def _parameters(run: Run) -> float:
     if files := sorted(folder.glob("*.safetensors")):
         return float(sum(_count(file) for file in files))
     if found := IN_NAME.findall(Path(model).name):
-        return 1e9 * float(found[-1])
+        # "30B-A3B": 3 billion are active, 30 are there
+        return 1e9 * max(float(count or 1) * float(size) for count, size in found)
     raise ConfigError(
         f"student.model: {model!r} does not tell how many parameters it has, and its files are not "
         "here; say it in billions: --parameters 4"

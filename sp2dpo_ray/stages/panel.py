@@ -69,7 +69,9 @@ class PanelWork:
 
     def without_twins(self) -> PanelWork:
         """The same, knowing which pairs repeat the texts of others."""
-        twins = find_twins(list(self.files.values()), redact=self.spec.redact)
+        twins = find_twins(
+            list(self.files.values()), redact=self.spec.redact, left_out=self.left_out
+        )
         return replace(self, spec=replace(self.spec, twins=twins | self.left_out))
 
     def only(self, asked: set[str], ids: list[str]) -> PanelWork:

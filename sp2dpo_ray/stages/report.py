@@ -29,10 +29,11 @@ from sp2dpo_ray.core.files import (
     TRAIN,
 )
 from sp2dpo_ray.core.languages import COLUMN
-from sp2dpo_ray.core.pairs import pairs_from
+from sp2dpo_ray.core.pairs import SCORES, pairs_from
 from sp2dpo_ray.core.schedule.audit import audit_list, doubted
 from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
+from sp2dpo_ray.evaluate.select import ArmMargins, select
 from sp2dpo_ray.report.arms_table import BASE
 from sp2dpo_ray.report.by_language import by_language
 from sp2dpo_ray.report.costs import CostRow, annotator_costs, judge_costs
@@ -40,7 +41,6 @@ from sp2dpo_ray.report.measures import Floats
 from sp2dpo_ray.report.page import PageData, write_page
 from sp2dpo_ray.report.paper_tables import Student, table_16
 from sp2dpo_ray.run import Run, Summary
-from sp2dpo_ray.stages.arm_pairs import SCORES
 
 ARMS_TABLE = "arms.md"
 LC, WR = "LC", "WR"  # AlpacaEval 2: length-controlled and plain win rate, in percent
@@ -136,8 +136,10 @@ def _comparison(run: Run) -> list[dict[str, Any]]:
 def _judged(run: Run, arms: list[str]) -> list[dict[str, Any]]:
     """What `evaluate` found of these arms and the base on AlpacaEval 2."""
     shown = {BASE, *arms}
-    rows = _comparison(run)
-    return [row for row in rows if row["benchmark"] == "alpaca_eval" and row["model"] in shown]
+    rows = [row for row in _comparison(run) if row["benchmark"] == "alpaca_eval"]
+    kept = [row for row in rows if row["model"] in shown]
+    # gains on a baseline that is not here would hang in the air
+    return kept if any(row["model"] == row["baseline"] for row in kept) else []
 
 
 def _student(
@@ -223,7 +225,11 @@ def _compare(run: Run, trained: dict[str, Summary]) -> list[dict[str, Any]]:
         margins[name] = (table["prompt_id"].to_pylist(), table["margin"].to_numpy())
     if not margins or not next(iter(margins.values()))[0]:
         return []
-    baseline = next((name for name in margins if parse_arm(name).is_global), next(iter(margins)))
+    tuned = [name for name in margins if parse_arm(name).is_global]
+    if len(tuned) > 1:  # chosen on one half, or the baseline would be any of them
+        arms = {name: ArmMargins(ids, values[None]) for name, (ids, values) in margins.items()}
+        return [_row(score, trained[score.arm]) for score in select(arms, tuned).rows]
+    baseline = tuned[0] if tuned else next(iter(margins))
     return [_row(score, trained[score.arm]) for score in compare_arms(margins, baseline)]
 
 

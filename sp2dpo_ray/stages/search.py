@@ -18,6 +18,7 @@ from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.derived import DEFAULT_ESTIMATOR
 from sp2dpo_ray.core.files import EVAL_PAIRS
 from sp2dpo_ray.core.halves import tuning_half
+from sp2dpo_ray.core.schedule.mapping import SHAPES
 from sp2dpo_ray.errors import ConfigError, TrainingError
 from sp2dpo_ray.evaluate.compare import accuracy_of
 from sp2dpo_ray.run import Run
@@ -29,11 +30,7 @@ from sp2dpo_ray.tune.trials import room_for
 RECORDS, TRIALS = "search", "trials.jsonl"
 # keys that only some values of another key read
 READ_BY = {
-    "exponent": ("shape", {"power"}),
-    "steepness": ("shape", {"logistic"}),
-    "midpoint": ("shape", {"logistic"}),
-    "quantiles": ("shape", {"quantile"}),
-    "blend": ("shape", {"quantile"}),
+    **{key: ("shape", {name}) for name, shape in SHAPES.items() for key in shape.keys},
     "damping_lambda": ("damping", {"exp", "rational"}),
 }
 DIGITS = 4  # that a value keeps in an arm's name, and so in the map

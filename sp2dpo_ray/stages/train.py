@@ -7,7 +7,6 @@ that arms differ in nothing but their betas.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -31,10 +30,12 @@ from sp2dpo_ray.core.files import (
     METRICS_LINES,
     TRAJECTORY,
 )
+from sp2dpo_ray.core.lines import read_json_lines
 from sp2dpo_ray.core.methods import METHODS
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
 from sp2dpo_ray.core.schedule.published import read_columns
 from sp2dpo_ray.core.selections import SELECTIONS
+from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.evaluate.held_out import SOURCE, UNKNOWN, held_out_figures
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.arm_pairs import Known, write_betas
@@ -67,6 +68,13 @@ def train(
     if manifest := run.finished(folder, provenance):
         return manifest.summary | {"reused": True}
 
+    interim = eval_steps or config.train.eval_steps or 0
+    held_out = pq.read_metadata(run.pairs_file(EVAL)).num_rows
+    if interim and held_out < 2:
+        raise ConfigError(
+            f"train.eval_steps: {interim} scores half of the held-out pairs on the way, and there "
+            f"are {held_out}; give some (data.eval_fraction, data.eval_source) or leave it out"
+        )
     for flag in _flags(run, arm):
         say(f"train {arm.name}: {flag}")
     start = time.perf_counter()
@@ -84,7 +92,7 @@ def train(
         config.student.lora,
         config.train_of(arm),
         arm.bounds(recipe) if recipe and arm.needs_schedule else UNBOUNDED,
-        eval_steps=eval_steps or config.train.eval_steps or 0,
+        eval_steps=interim,
         ordered=bool(arm.selection and SELECTIONS[arm.selection[0]].ordered),
     )
     steps = -(-num_pairs // config.train.pairs_per_step) * config.train.epochs
@@ -111,8 +119,9 @@ def train(
     }
     held_out = {f"hparam/{k}": summary["eval"][k] for k in SCORES if k in summary["eval"]}
     write_hparams(folder, settings(task), held_out)
-    # checkpoints served their purpose and are no part of the artifact
+    # checkpoints and lines served their purpose and are no part of the artifact
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    (folder / TRAJECTORY).with_suffix(".jsonl").unlink(missing_ok=True)
     run.seal(folder, provenance, summary)
     return summary | {"reused": False}
 
@@ -165,7 +174,7 @@ def _make_room(folder: Path, provenance: Provenance) -> None:
 
 
 def _training_figures(path: Path) -> Summary:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(path)
     seconds, tokens, computed = (
         sum(row[name] for row in rows) for name in ("seconds", "tokens", "computed_tokens")
     )

@@ -9,7 +9,6 @@ Invariant: answers depend on the script and on nothing else.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.costs import Usage
+from sp2dpo_ray.core.lines import read_json_lines
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.teachers.base import Reply
 from sp2dpo_ray.teachers.settings import Settings
@@ -39,8 +39,7 @@ class ScriptedTeacher:
         self._replies: dict[tuple[str, str], list[Any]] = {}
         self._asked: Counter[tuple[str, str]] = Counter()
         if script := teacher.options.get("script"):
-            for line in Path(script).read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
+            for row in read_json_lines(Path(script)):
                 self._replies[row["prompt_id"], row["variant"]] = row["replies"]
 
     async def ask(self, call: Call) -> Reply:

@@ -36,8 +36,14 @@ def decide(setting: str, loss_of_largest: Any, model: Any, device: torch.device)
     """
     decision = Decision(setting == "on")
     if setting == "auto":
-        needed, free = saved_bytes(loss_of_largest), free_bytes(device)
+        free = free_bytes(device)  # before the pass: the allocator keeps what it took
+        try:
+            needed = saved_bytes(loss_of_largest)
+        except torch.OutOfMemoryError:
+            needed = free
         decision = Decision(needed > SHARE * free, needed, free)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     if _anywhere(decision.on, device):
         decision = replace(decision, on=True)
         base_of(model).gradient_checkpointing_enable({"use_reentrant": False})
@@ -65,9 +71,11 @@ def saved_bytes(forward: Any) -> int:
         return tensor
 
     random_state = torch.get_rng_state()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = forward()  # held while its storages are counted: an address must not come twice
-    torch.set_rng_state(random_state)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            kept = forward()  # held while its storages are counted: an address must not come twice
+    finally:
+        torch.set_rng_state(random_state)
     del kept
     return sum(seen.values())
 
@@ -75,7 +83,8 @@ def saved_bytes(forward: Any) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory that this worker may still take."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + idle
     lines = Path("/proc/meminfo").read_text().splitlines()
     (available,) = (line for line in lines if line.startswith("MemAvailable:"))
     return int(available.split()[1]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from sp2dpo_ray.core.lines import read_json_lines
 from sp2dpo_ray.objectives.pair_loss import PairLogps
 from sp2dpo_ray.train.trackers import Tracker
 
@@ -109,15 +110,9 @@ class MetricsLog:
     """metrics.jsonl, one line a logged step, and the same for TensorBoard and other trackers."""
 
     def __init__(self, path: Path, done: int, trackers: Sequence[Tracker] = ()) -> None:
-        kept = []
-        if done and path.exists():
-            kept = [
-                line
-                for line in path.read_text(encoding="utf-8").splitlines()
-                if json.loads(line)["step"] <= done
-            ]
+        kept = [row for row in read_json_lines(path) if row["step"] <= done] if done else []
         self._path = path
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._board = SummaryWriter(str(path.parent / TENSORBOARD), purge_step=done + 1)
         self._trackers = trackers
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from sp2dpo_ray.core.files import TRAJECTORY
+from sp2dpo_ray.core.lines import read_json_lines
 from sp2dpo_ray.train.step import Team, Traced
 from sp2dpo_ray.train.task import Pairs
 
@@ -31,18 +32,17 @@ SCHEMA = pa.schema(
 
 
 class Trajectory:
-    """Rows as they come, a line a step; `close` makes the table of them."""
+    """Rows as they come, a line a step; `close` makes the table of them. The lines stay until the
+    whole training has ended: a worker that is replaced after the last step closes once more."""
 
     def __init__(self, folder: Path, pairs: Pairs, done: int) -> None:
         self._pairs = pairs
         self._table = folder / TRAJECTORY
         self._lines = self._table.with_suffix(".jsonl")
-        kept = []
-        if done and self._lines.exists():
-            lines = self._lines.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)[0] <= done]
+        kept = [row for row in read_json_lines(self._lines) if row[0] <= done] if done else []
         if not dist.is_initialized() or dist.get_rank() == 0:
-            self._lines.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            text = "".join(json.dumps(row) + "\n" for row in kept)
+            self._lines.write_text(text, encoding="utf-8")
 
     def add(self, step: int, trace: list[Traced], team: Team) -> list[float]:
         """Note a step's pairs of all workers, which all call this; returns their betas."""
@@ -60,8 +60,7 @@ class Trajectory:
         """trajectory.parquet, in the order of steps, and within a step of the pairs."""
         pairs = self._pairs
         with pq.ParquetWriter(self._table, SCHEMA, compression="zstd") as writer:
-            for line in self._lines.read_text(encoding="utf-8").splitlines():
-                step, rows = json.loads(line)
+            for step, rows in read_json_lines(self._lines):
                 places = [place for place, _, _ in rows]
                 columns = [
                     [step] * len(rows),
@@ -71,4 +70,3 @@ class Trajectory:
                     [margin for _, _, margin in rows],
                 ]
                 writer.write_table(pa.table(columns, schema=SCHEMA))
-        self._lines.unlink()

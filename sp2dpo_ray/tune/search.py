@@ -22,6 +22,7 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 from sp2dpo_ray.config.sweep import ChoiceSection, SearchSection
+from sp2dpo_ray.core.lines import append_json_line, read_json_lines
 from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.tune.trials import (
     FAILED,
@@ -59,19 +60,14 @@ class Record:
 
     def add(self, found: Found) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(found), sort_keys=True) + "\n")
+        append_json_line(self.path, asdict(found))
 
     def read(self) -> tuple[list[Found], list[Values]]:
         """Trials that ended, and points that were begun and did not."""
-        if not self.path.exists():
-            return [], []
         ended: dict[str, Found] = {}
         begun: dict[str, Values] = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            if not line.endswith("}"):
-                continue  # a kill cut it
-            row = Found(**json.loads(line))
+        for told in read_json_lines(self.path):
+            row = Found(**told)
             key = json.dumps(row.values, sort_keys=True)
             if row.state == BEGUN:
                 begun[key] = row.values
@@ -84,8 +80,8 @@ BEGUN = "begun"
 
 
 class _Recorder(tune.Callback):
-    def __init__(self, record: Record, steps: int) -> None:
-        self._record, self._steps = record, steps
+    def __init__(self, record: Record) -> None:
+        self._record = record
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._record.add(Found(_plain(trial.config), BEGUN))
@@ -157,7 +153,7 @@ def run_search(
             num_samples=left,
             max_concurrent_trials=at_once,
         ),
-        run_config=run_options(folder, StopsAll(), callbacks=[_Recorder(record, steps)]),
+        run_config=run_options(folder, StopsAll(), callbacks=[_Recorder(record)]),
     )
     for _ in ended(fit(tuner, watch), lambda config: f"trial {config}"):
         pass  # it is on record; what concerns them all is raised

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.chair import intent_entry, result_entry
-from sp2dpo_ray.annotate.journal import Entry, Journal, Segment
+from sp2dpo_ray.annotate.journal import Entry, Journal, Segment, write_line
 from sp2dpo_ray.annotate.merge import merge_segments
 from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
@@ -291,3 +291,89 @@ def test_every_settled_outcome_is_known() -> None:
     assert {str(outcome) for outcome in SETTLED} == {
         "ok", "parse_error", "refusal", "filtered", "truncated"
     }  # fmt: skip
+
+
+class FullDisk:
+    """A file that takes some bytes of a line, and then none."""
+
+    def __init__(self, file: Any, takes: int) -> None:
+        self._file, self._takes = file, takes
+
+    def write(self, line: Any) -> int:
+        if not self._takes:
+            raise OSError(28, "No space left on device")
+        taken, self._takes = bytes(line[: self._takes]), 0
+        self._file.write(taken)
+        return len(taken)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@pytest.mark.parametrize("takes", [0, 100])
+def test_a_full_disk_spoils_no_line_but_its_own(tmp_path: Path, takes: int) -> None:
+    place = Folder(tmp_path)
+    first, lost, later = (attempt(call, None)[0] for call in CALLS[:3])
+
+    async def append() -> None:
+        segment = Segment(place, "t")
+        await segment.append(first)
+        segment._file = FullDisk(segment._file, takes)
+        with pytest.raises(OSError, match="No space left"):
+            await segment.append(lost)
+        await segment.append(later)  # room was made
+        segment.close()
+
+    asyncio.run(append())
+    journal = Journal(place)
+    found = {entry["id"] for entry in journal.new_entries()}
+    assert found == {first["id"], later["id"]}
+    assert journal.torn == (takes > 0)
+
+
+class Slow(Folder):
+    """Gives a few bytes at a time, as a store may."""
+
+    def open(self, name: str) -> Any:
+        file = super().open(name)
+
+        class Few:
+            seek = staticmethod(file.seek)
+
+            def read(self, count: int) -> bytes:
+                return bytes(file.read(min(count, 64)))
+
+            def __enter__(self) -> Any:
+                return self
+
+            def __exit__(self, *_: Any) -> None:
+                file.close()
+
+        return Few()
+
+
+def test_a_merged_file_may_begin_with_a_line_longer_than_a_chunk(tmp_path: Path) -> None:
+    for call in CALLS:  # a file each, all named in the merged one's first line
+        write(Folder(tmp_path), *attempt(call, ok()))
+    merge_segments(Slow(tmp_path))
+    assert [path.name[:7] for path in (tmp_path / "t").iterdir()] == ["merged-"]
+    answered = [e["key"] for e in Journal(Slow(tmp_path)).new_entries() if e["kind"] == "result"]
+    assert sorted(answered) == sorted(KEYS)
+
+
+def test_what_is_appended_during_a_merge_is_read_once(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    write(place, *attempt(CALLS[0], ok()))
+    (name,) = place.files(".jsonl")
+
+    class Grows(Folder):
+        def put_file(self, target: str, source: Any) -> None:
+            text = (tmp_path / name).read_bytes()
+            crc = int(text[-11:-3], 16)
+            line, _ = write_line(attempt(CALLS[1], ok())[0], crc)
+            (tmp_path / name).write_bytes(text + line)
+            super().put_file(target, source)
+
+    merge_segments(Grows(tmp_path))
+    keys = [entry["key"] for entry in Journal(place).new_entries() if "key" in entry]
+    assert sorted(keys) == sorted([KEYS[0], KEYS[1]])

@@ -14,10 +14,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sp2dpo_ray.annotate.journal import Journal
+from sp2dpo_ray.annotate.twins import find_twins
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.core.annotation import SETTLED
 from sp2dpo_ray.core.place import Folder
@@ -104,6 +106,18 @@ def test_the_same_texts_under_two_ids_are_asked_once(
     summary = STAGES["annotate"](run)
     assert (summary["calls_made"], summary["calls_reused"]) == (6, 6)
     assert summary["pairs_complete"] == 2
+
+
+def test_a_pair_that_nobody_is_asked_about_answers_for_no_other(demo_config: Path) -> None:
+    run = run_of(demo_config)
+    STAGES["prepare"](run)
+    table = pq.read_table(run.pairs_file("train")).slice(0, 2)
+    first, second = table["prompt_id"].to_pylist()
+    same = pa.concat_tables([table.slice(0, 1), table.slice(0, 1)])
+    same = same.set_column(same.column_names.index("prompt_id"), "prompt_id", [[first, second]])
+    pq.write_table(same, file := run.path("twins.parquet"))
+    assert find_twins([file], redact=False) == {second}
+    assert find_twins([file], redact=False, left_out=frozenset({first})) == frozenset()
 
 
 def test_nonsense_is_recorded_and_refused_by_the_schedule(

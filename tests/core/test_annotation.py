@@ -87,3 +87,12 @@ def test_only_complete_objects_are_annotations(content: dict[str, object]) -> No
     reading = read_answer(json.dumps(content))
     if reading.annotation is not None:
         assert content.keys() == ANSWER_KEYS
+
+
+def test_a_number_of_thousands_of_digits_is_a_broken_answer() -> None:
+    digits = "1" * 5000
+    text = (f'{{"semantic_gap_category": "Style", "semantic_gap_magnitude": {digits}, '
+            '"semantic_gap_confidence": 1}')  # fmt: skip
+    found = read_answer(text)
+    assert found.annotation is None
+    assert "5000 digits" in found.detail

@@ -226,3 +226,16 @@ def test_features_decide_alone() -> None:
     texts, _ = world(20, seed=8)
     raw = predictor.model.of(features_of(texts, predictor.model.known))
     np.testing.assert_array_equal(raw.gap, predictor.model.predict(texts).gap)
+
+
+@pytest.mark.parametrize(("calibrate", "fair_share"), [(0.15, 1.0), (0.15, 0.5), (0.4, 0.5)])
+def test_the_shares_are_those_that_were_asked_for(calibrate: float, fair_share: float) -> None:
+    count = 20_000
+    fair = np.arange(count) < fair_share * count
+    section = DistillSection(calibrate=calibrate)
+    split = split_by([str(i) for i in range(count)], section, fair)
+    fair_count = int(fair.sum())
+    wanted = min(calibrate * count, fair_count / 4)  # half of the fair rows train, whatever comes
+    for part in (split.calibrate, split.test):
+        assert len(part) == pytest.approx(wanted, rel=0.05)
+    assert fair[split.fit].sum() >= 0.48 * fair_count

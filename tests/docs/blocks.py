@@ -145,8 +145,9 @@ def is_source(arguments: list[str]) -> None:
 def is_pip(arguments: list[str]) -> None:
     """Extras that are named exist."""
     content = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    known = content["project"]["optional-dependencies"].keys()
     for extras in re.findall(r"sp2dpo-ray\[([\w,]+)\]", " ".join(arguments)):
-        assert set(extras.split(",")) <= content["project"]["optional-dependencies"].keys()
+        assert set(extras.split(",")) <= known, f"pip {arguments}: the extras are {list(known)}"
     assert arguments[0] == "install"
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.docs import blocks
 from tests.docs.blocks import (
     BLOCKS,
     LANGUAGES,
@@ -49,7 +50,11 @@ KINDS = {
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
 def test_blocks_are_of_a_known_kind(block: Block, tmp_path: Path) -> None:
-    """Languages and programs are known, configurations valid, commands parse."""
+    check(block, tmp_path)
+
+
+def check(block: Block, tmp_path: Path) -> None:
+    """Language and programs are known, a configuration is valid, commands parse."""
     assert block.language in LANGUAGES, f"{block.place}: language {block.language!r}"
     if block.language == "yaml":
         is_configuration(block)
@@ -65,6 +70,7 @@ def test_blocks_are_of_a_known_kind(block: Block, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # the run of the fixture counts to the first of them
 @pytest.mark.parametrize("page", RUN_PAGES)
 def test_what_a_page_says_works(page: str, place: Place) -> None:
     """Its commands and programs run, in their order, and what it shows is what they say."""
@@ -107,6 +113,36 @@ def masked(line: str) -> str:
     """A line without what differs from run to run: numbers, arms, verdicts, spaces."""
     text = " ".join(NUMBER.sub("#", line).split())
     return VERDICT.sub("VERDICT", ARM.sub("ARM", text))
+
+
+WRONG = [
+    ("bash", "sp2dpo trian mine.yaml", "no command trian"),
+    ("bash", "sp2dpo train mine.yaml --sett train.arm=jmamp", "--sett"),
+    ("bash", "sp2dpo train mine.yaml --set train.arms=jmamp", "train.arms: unknown key"),
+    ("bash", "sp2dpo submit trian mine.yaml", "trian"),
+    ("bash", "make demonstration", "the targets are"),
+    ("bash", "python benchmarks/train.py --no-such-option", "no option"),
+    ("bash", "pip install 'sp2dpo-ray[everything]'", "everything"),
+    ("bash", "ray up", "cluster_config_file"),
+    ("bash", "curl somewhere", "program 'curl'"),
+    ("yaml", "train: {learning_rat: 0.1}", "learning_rat"),
+    ("json", '{"chosen": "a"}', "rejected"),
+    ("python", "if:", "invalid syntax"),
+    ("ruby", "puts 1", "language 'ruby'"),
+]
+
+
+@pytest.mark.parametrize(("language", "text", "said"), WRONG)
+def test_a_wrong_block_is_found(language: str, text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=said):
+        check(Block("page.md", 1, language, text + "\n"), tmp_path)
+
+
+def test_an_open_fence_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "REPOSITORY", tmp_path)
+    (tmp_path / "page.md").write_text("```bash\nls\n```\n\n```yaml\na: 1\n")
+    with pytest.raises(ValueError, match="3 fences make 1 blocks"):
+        blocks.blocks_of(tmp_path / "page.md")
 
 
 def test_exceptions_are_of_use() -> None:

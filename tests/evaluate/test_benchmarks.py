@@ -15,7 +15,15 @@ import pytest
 
 from sp2dpo_ray.errors import ConfigError, DataError
 from sp2dpo_ray.evaluate import alpaca, arena_hard, ifeval, mt_bench
-from sp2dpo_ray.evaluate.items import Item, filled, judge_prompt, stripped, swapped, whole
+from sp2dpo_ray.evaluate.items import (
+    Item,
+    filled,
+    judge_prompt,
+    read_lines,
+    stripped,
+    swapped,
+    whole,
+)
 from sp2dpo_ray.evaluate.judging import Verdict
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -257,3 +265,22 @@ def test_answers_must_fit_the_questions() -> None:
         whole(items, {"b": ("1",)}, "mt_bench")
     with pytest.raises(DataError, match="question a has 2 turns, 1 answers"):
         whole(items, {"a": ("1",)}, "mt_bench")
+
+
+def test_what_nobody_judged_has_no_figure() -> None:
+    items = [Item("0", ("a",), known={"category": "math", "reference": None})]
+    found = mt_bench.score(items, {("0", "first"): graded("no grade")})
+    assert found.figures["score"] is None
+    assert found.values == {"0": None}
+    json.dumps(found.figures, allow_nan=False)
+    arena = [Item("p", ("p",), known={"baseline": "b"})]
+    found = arena_hard.score(arena, {("p", arena_hard.FIRST): graded("who knows")})
+    assert found.figures["win_rate"] is None
+
+
+def test_a_line_ends_at_a_line_break_and_nowhere_else(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    rows = [{"text": "one\u2028two"}, {"text": "three\x0cfour\x85"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert read_lines(path) == rows

@@ -52,3 +52,12 @@ def test_an_item_without_a_value_is_compared_for_nobody() -> None:
     assert rows[0]["items_compared"] == 37 - 37 // 2
     assert rows[1]["gain"]["mean"] == -1
     assert "| b | 0.00 | -1.000 (-1.000 to -1.000) | worse | 1 |" in markdown(rows, [])
+
+
+def test_without_a_common_item_nothing_is_compared() -> None:
+    one = dict.fromkeys(ITEMS, 1.0)
+    nothing = result(one) | {"values": dict.fromkeys(ITEMS), "figures": {"win_rate": None}}
+    rows = standings("arena_hard", "win_rate", {"a": result(one), "b": nothing}, [])
+    assert [row["verdict"] for row in rows] == ["baseline", "nothing to compare"]
+    assert rows[1]["gain"] is None
+    assert "| b |  |  | nothing to compare |" in markdown(rows, [])

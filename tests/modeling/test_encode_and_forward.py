@@ -248,3 +248,18 @@ def test_a_boundary_that_shifts_is_noted(parts: tuple[Any, Any]) -> None:
     merging.chat_template = "{{ messages[-1]['role'] }}{{ messages[-1]['content'] }}"
     with pytest.raises(DataError, match="pair x: its prompt and its responses have no common"):
         encode(merging, [pair("hello", " you", " they")])
+
+
+def test_a_turn_may_be_closed_by_another_token_than_a_text(parts: tuple[Any, Any]) -> None:
+    """As Gemma's does: <end_of_turn> and a line break, where the text's end is <eos>."""
+    from copy import deepcopy
+
+    tokenizer = deepcopy(parts[0])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]})
+    turn = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    (cut,) = encode_pairs([PAIRS[1]], tokenizer, Encoding(12, 5, keep_end_token=True))
+    assert cut.chosen[-1] == turn != tokenizer.eos_token_id

@@ -135,3 +135,14 @@ def test_places_are_independent_draws(share: float) -> None:
         assert abs(together - share**2) < 5 * (share**2 * (1 - share**2) / count) ** 0.5 * 2
     blocks = marks.reshape(-1, 100).sum(axis=1)  # binomial counts
     assert blocks.var() == pytest.approx(100 * share * (1 - share), rel=0.1)
+
+
+def test_a_measurement_drops_what_the_training_pass_drops() -> None:
+    """Methods that measure a step first must see the network that is trained in it."""
+    model = adapted(dropout=0.5)
+    speed_up(model)
+    trained, _ = run(model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        measured = model(input_ids=torch.arange(3, 63).view(2, 30)).logits
+    assert torch.equal(measured, trained)

@@ -26,8 +26,8 @@ FORMS = {
 
 
 def recipe() -> Any:
-    """The documentation's recipe: TRL with a beta for each pair."""
-    path = Path(__file__).parents[2] / "docs" / "recipes" / "trl_per_pair_beta.py"
+    """The example: TRL with a beta for each pair."""
+    path = Path(__file__).parents[2] / "examples" / "train_trl_with_our_schedule.py"
     spec = importlib.util.spec_from_file_location("recipe", path)
     assert spec is not None
     assert spec.loader is not None

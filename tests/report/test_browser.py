@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sp2dpo_ray.core.schedule.verdicts import read_verdicts
+from tests.browsing import Opened, chromium
 from tests.report.pages import HOSTILE, page_data, written
 
 pytestmark = pytest.mark.browser
@@ -18,39 +19,8 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
-
-
-class Opened:
-    """A page that was opened from a file, and all that the browser had to say."""
-
-    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
-        self.context = browser.new_context(accept_downloads=True, **options)
-        self.page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda line: self.said.append(line.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(path.as_uri())
-
-    def found(self) -> list[int]:
-        """The rows in the list."""
-        rows = self.page.locator("#found button")
-        return [int(rows.nth(i).get_attribute("data-row")) for i in range(rows.count())]
-
-    def until(self, text: str) -> None:
-        """Wait until the count of what was found says so."""
-        self.page.locator("#count", has_text=text).wait_for(timeout=20_000)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +44,8 @@ def opened(browser: Any, folder: Path) -> Iterator[Opened]:
 
 
 def test_every_chart_is_drawn(opened: Opened) -> None:
-    drawn = opened.page.locator(".plotly-graph-div.js-plotly-plot")
-    assert drawn.count() == opened.page.locator(".plotly-graph-div").count() == 18
+    assert opened.charts() == 18
+    drawn = opened.page.locator(".plotly-graph-div")
     for i in range(drawn.count()):
         box = drawn.nth(i).bounding_box()
         assert box is not None

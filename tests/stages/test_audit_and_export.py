@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,23 @@ def test_the_export_is_what_our_own_training_would_read(run: Run, arm: str) -> N
         assert row["rejected"] == [{"role": "assistant", "content": pair["rejected"]}]
 
 
+def test_another_export_is_not_taken_from_a_cache(run: Run, tmp_path: Path) -> None:
+    """`datasets` keeps what it loaded, and knows a folder by the names of what lies in it."""
+    from datasets import load_dataset
+
+    betas = []
+    for high in (0.3, 0.2):
+        arm = f"map:beta_max={high:g}"
+        chosen = Run(run.config.model_validate(run.config.resolved | {"export": {"arm": arm}}))
+        folder = Path(export(chosen)["folder"]).rename(tmp_path / f"{high:g}")
+        (tmp_path / "same").mkdir(exist_ok=True)
+        shutil.rmtree(tmp_path / "same")
+        folder.rename(tmp_path / "same")
+        data = load_dataset(str(tmp_path / "same"), cache_dir=str(tmp_path / "cache"))
+        betas.append(max(data["train"]["beta"]))
+    assert betas[1] < 0.2 < betas[0]
+
+
 def test_pairs_without_a_beta_stay_behind(run: Run) -> None:
     path = run.path("annotations", "annotations.parquet")
     table = pq.read_table(path)
@@ -257,7 +275,8 @@ def test_pairs_without_a_beta_stay_behind(run: Run) -> None:
     schedule(run)
     done = export(run)
     assert done["pairs"] == 27
-    exported = pq.read_table(Path(done["folder"]) / "data" / "train-00000-of-00001.parquet")
+    (file,) = Path(done["folder"], "data").glob("train-*.parquet")
+    exported = pq.read_table(file)
     assert lost not in exported["prompt_id"].to_pylist()
 
 

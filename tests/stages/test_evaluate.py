@@ -234,7 +234,8 @@ def test_a_judge_of_the_panels_family_must_be_allowed(
     ("model", "family"),
     [("gpt-4-1106-preview", "gpt"), ("o3-mini", "gpt"), ("chatgpt-4o-latest", "gpt"),
      ("Qwen/Qwen3-32B", "qwen"), ("qwen-max-2025-01-25", "qwen"), ("gemini-2.0-flash", "gemini"),
-     ("claude-x", "claude"), ("4o", "4o")],
+     ("claude-x", "claude"), ("4o", "4o"), ("meta-llama/Meta-Llama-3.1-8B-Instruct", "llama"),
+     ("mistralai/Mixtral-8x7B-Instruct-v0.1", "mistral"), ("google/gemma-3-4b-it", "gemma")],
 )  # fmt: skip
 def test_families(model: str, family: str) -> None:
     assert family_of(model) == family

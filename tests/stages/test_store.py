@@ -140,3 +140,35 @@ def test_places_of_a_run(demo_config: Path) -> None:
     assert other.config.lambda_id == run.config.lambda_id
     with pytest.raises(ConfigError, match="storage must hold no credentials"):
         run_of(demo_config, "run.storage=s3://key:secret@bucket/runs")  # pragma: allowlist secret
+
+
+def test_a_newer_artifact_that_was_not_carried_is_not_replaced_by_the_older(
+    demo_config: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = bucket.format("newer")
+    where = (f"run.storage={uri}", f"run.mirror={tmp_path}/m")
+    first = run_of(demo_config, *where)
+    first.write_lambda()
+    STAGES["prepare"](first)
+    changed = run_of(demo_config, *where, "data.limit=20")
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "open", refuse_reading)
+        with pytest.raises(OSError, match="connection reset"):
+            STAGES["prepare"](changed)
+    newer = changed.path("pairs", "manifest.json").read_bytes()
+    again = run_of(demo_config, *where, "data.limit=20")
+    again.fetch()
+    assert again.path("pairs", "manifest.json").read_bytes() == newer
+    assert again.store is not None
+    with again.store.open("pairs/manifest.json") as there:
+        assert there.read() == newer
+    assert not list(tmp_path.rglob(".*.unsent"))
+    other = run_of(demo_config, f"run.storage={uri}", f"run.mirror={tmp_path}/other")
+    with again.locked():
+        again.fetch_if_free()  # a command that only reads waits for nobody
+    other.fetch_if_free()
+    assert other.path("pairs", "manifest.json").read_bytes() == newer
+
+
+def refuse_reading(self: ObjectStore, name: str) -> None:
+    raise OSError("connection reset")

@@ -53,7 +53,9 @@ def test_a_resumed_trajectory_is_that_of_an_undisturbed_one(tmp_path: Path) -> N
     assert one.equals(two)
     assert one.num_rows == 12
     assert one["prior"][0].as_py() == pairs.beta[1].item()
-    assert not list(tmp_path.rglob("*.jsonl"))
+    # a worker that is lost while it scores is replaced, and the new one closes once more
+    Trajectory(tmp_path / "cut", pairs, 6).close()
+    assert pq.read_table(tmp_path / "cut" / "trajectory.parquet").equals(one)
 
 
 @pytest.mark.ray

@@ -69,6 +69,8 @@ def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         log.write({"step": step, "steps": 4, "loss": step / 10})
     log.close()
+    with path.open("a") as file:
+        file.write('{"step": 4, "st')  # the disk was full
     again = MetricsLog(path, 2)  # step 3 was lost with the worker
     again.write({"step": 3, "steps": 4, "loss": 0.9, "note": "going on from step 2"})
     again.close()

@@ -224,6 +224,14 @@ def test_memory_decides_about_checkpointing(
         assert (decision.on, decision.free) == (expected, free)
         assert torch.equal(torch.get_rng_state(), random_state)
 
+    def too_large() -> Any:
+        torch.rand(3)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    random_state = torch.get_rng_state()
+    assert decide("auto", too_large, model, how.device).on  # it ends nothing: it is the answer
+    assert torch.equal(torch.get_rng_state(), random_state)
+
 
 def test_the_gradient_is_that_of_eq_5(material: tuple[Any, Pairs, int]) -> None:
     """Against autograd through one pair at a time, weighted by -beta sigmoid(-beta margin)."""

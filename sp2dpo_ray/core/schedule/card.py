@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
-from sp2dpo_ray.core.schedule.mapping import BetaMap
+from sp2dpo_ray.core.schedule.mapping import SHAPES, BetaMap
 from sp2dpo_ray.core.schedule.recipe import Recipe
 
 Json = dict[str, Any]
@@ -72,12 +72,7 @@ def _made(recipe: Recipe, figures: Json, facts: Json) -> list[str]:
 
 def describe_map(map_: BetaMap) -> str:
     """The map in words."""
-    parameters = {
-        "linear": "",
-        "power": f" with exponent {map_.exponent:g}",
-        "logistic": f" with steepness {map_.steepness:g} around {map_.midpoint:g}",
-        "quantile": f" in {map_.quantiles} pieces, blended in at {map_.blend:g}",
-    }[map_.shape]
+    parameters = SHAPES[map_.shape].describe(map_)
     text = f"{map_.shape}{parameters} onto [{map_.beta_min:g}, {map_.beta_max:g}]"
     if map_.categories:
         own = ", ".join(f"{name} [{low:g}, {high:g}]" for name, low, high in map_.categories)

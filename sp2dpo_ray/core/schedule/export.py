@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sp2dpo_ray.core.artifact import ROWS_AT_ONCE
+from sp2dpo_ray.core.hashing import sha256_file
 from sp2dpo_ray.core.schedule.ensemble import Floats
 
 SPLITS = {"train": "train", "eval": "test"}  # our names, and those of the hub
-DATA = "data/{split}-00000-of-00001.parquet"
+DATA = "data/{split}-{digest}.parquet"
 
 HEAD = """---
 configs:
@@ -75,8 +76,12 @@ def write_dataset(folder: Path, tables: dict[str, pa.Table], card: str, arm: str
     for split, table in tables.items():
         if not table.num_rows:
             continue
-        name = DATA.format(split=SPLITS[split])
-        pq.write_table(table, folder / name, compression="zstd", row_group_size=ROWS_AT_ONCE)
+        draft = folder / "data" / split
+        pq.write_table(table, draft, compression="zstd", row_group_size=ROWS_AT_ONCE)
+        # named by its bytes: `datasets` knows a folder by the names of its files, and would give
+        # out the betas of an earlier export from its cache
+        name = DATA.format(split=SPLITS[split], digest=sha256_file(draft)[:12])
+        draft.rename(folder / name)
         files.append(f"  - split: {SPLITS[split]}\n    path: {name}")
     text = HEAD.format(files="\n".join(files), arm=arm) + card
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -82,7 +82,7 @@ class BetaMap:
         category: codes of the taxonomy, -1 for none; confidence: in [0, 1]. Both like `gap`, and
         needed only where the map has envelopes of categories or a gate.
         """
-        share = SHAPES[self.shape](self, np.clip(gap, 0.0, 1.0))
+        share = SHAPES[self.shape].curve(self, np.clip(gap, 0.0, 1.0))
         if self.gate != (0.0, 0.0):
             share = share * self._gate(_given(confidence, "a gate", "confidence"))
         if not self.categories:
@@ -158,9 +158,30 @@ def _quantile(map_: BetaMap, gap: Floats) -> Floats:
     return np.asarray((1.0 - map_.blend) * gap + map_.blend * rank)
 
 
-SHAPES: dict[str, Callable[[BetaMap, Floats], Floats]] = {
-    "linear": _linear,
-    "power": _power,
-    "logistic": _logistic,
-    "quantile": _quantile,
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A row of the table of shapes.
+
+    curve: from the map and gaps in [0, 1] to [0, 1]; never falls. keys: fields of `BetaMap` that
+    this shape alone reads. told: how the card tells them.
+    """
+
+    curve: Callable[[BetaMap, Floats], Floats]
+    keys: tuple[str, ...] = ()
+    told: str = ""
+
+    def describe(self, map_: BetaMap) -> str:
+        """The shape's parameters in words."""
+        return self.told.format(**{key: getattr(map_, key) for key in self.keys})
+
+
+SHAPES: dict[str, Shape] = {
+    "linear": Shape(_linear),
+    "power": Shape(_power, ("exponent",), " with exponent {exponent:g}"),
+    "logistic": Shape(
+        _logistic, ("steepness", "midpoint"), " with steepness {steepness:g} around {midpoint:g}"
+    ),
+    "quantile": Shape(
+        _quantile, ("quantiles", "blend"), " in {quantiles} pieces, blended in at {blend:g}"
+    ),
 }

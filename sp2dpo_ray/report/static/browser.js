@@ -90,6 +90,9 @@
     list();
   };
 
+  // a person's own word comes before the panel's
+  const hidden = (row) => index.urgency[row] >= 0 && by("blind").checked && !sp2dpo.verdicts.has(index.id[row]);
+
   // --- the list -------------------------------------------------------------------------
   const list = () => {
     const from = page * PAGE, shown = rows.slice(from, from + PAGE);
@@ -99,10 +102,10 @@
     by("before").disabled = page === 0;
     by("next").disabled = from + PAGE >= rows.length;
     found.replaceChildren(...shown.map((row) => {
+      const judged = sp2dpo.verdicts.has(index.id[row]);
+      const said = hidden(row) ? ["", "listed", ""] : [figure(index.beta[row], 4), index.category[row], judged ? "judged" : index.why[row]];
       const button = element("button", { type: "button", "data-row": row },
-        element("span", { class: "beta" }, figure(index.beta[row], 4)),
-        element("span", { class: "what" }, index.category[row]),
-        element("span", { class: "why" }, sp2dpo.verdicts.has(index.id[row]) ? "judged" : index.why[row]),
+        ...["beta", "what", "why"].map((name, i) => element("span", { class: name }, said[i])),
         element("bdi", { class: "head" }, index.head[row]));
       if (row === open) button.setAttribute("aria-current", "true");
       button.addEventListener("click", () => show(row));
@@ -131,16 +134,15 @@
     try { told = await texts(row); } catch (error) { state.textContent = error.message; return; }
     if (open !== row) return;
     const [prompt, chosen, rejected, calls] = told;
-    const id = index.id[row], listed = index.urgency[row] >= 0;
-    const hidden = listed && by("blind").checked && !sp2dpo.verdicts.has(id);
+    const id = index.id[row];
     const parts = [element("p", {}, "Pair ", element("code", {}, id), ` · ${index.language[row]}`
       + ` · ${index.chosen_words[row]} and ${index.rejected_words[row]} words · ${figure(100 * index.overlap[row], 0)} % of the words in common`
       + (index.score_gap ? ` · score gap ${figure(index.score_gap[row])}` : "")
       + (index.predicted[row] ? " · told by a predictor" : ""))];
-    if (listed) parts.push(judging(row, id));
+    if (index.urgency[row] >= 0) parts.push(judging(row, id));
     parts.push(element("h3", {}, "Prompt"), element("div", { class: "text", dir: "auto" }, prompt));
     parts.push(sides(chosen, rejected));
-    parts.push(hidden ? element("p", {}, "What the panel said is shown after your verdict.") : panel(row, calls));
+    parts.push(hidden(row) ? element("p", {}, "What the panel said is shown after your verdict.") : panel(row, calls));
     detail.replaceChildren(...parts);
   };
   const sides = (chosen, rejected) => {
@@ -192,7 +194,7 @@
     const note = element("input", { type: "text", placeholder: "note", "aria-label": "Note" });
     note.value = now.note;
     note.addEventListener("change", () => keep(id, { note: note.value }));
-    const why = element("p", {}, `Listed as: ${index.why[row]}`);
+    const why = element("p", {}, hidden(row) ? "Which response is better?" : `Listed as: ${index.why[row]}`);
     return element("div", { class: "judging", role: "group", "aria-label": "Verdict" }, why, ...buttons, category, note);
   };
   const keep = (id, change) => { sp2dpo.verdicts.set(id, change); count(); };
@@ -235,7 +237,7 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   by("before").addEventListener("click", () => turn(-1));
   by("next").addEventListener("click", () => turn(1));
-  by("blind").addEventListener("change", () => { if (open !== null) show(open); });
+  by("blind").addEventListener("change", () => { if (open !== null) show(open); else list(); });
   load("index.js").then(() => {
     for (const code of [...new Set(index.language)].sort()) by("language").append(element("option", {}, code));
     if (index.score_gap === null) for (const option of by("order").querySelectorAll('[value$="score_gap"]')) option.remove();
