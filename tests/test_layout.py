@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "sp2dpo_ray"
+DOCS = ROOT.parent / "docs"
 FILES = sorted(ROOT.rglob("*.py"))
 
 # imports run from right to left only; names of one rank do not see each other
@@ -136,3 +137,12 @@ def test_each_stage_has_a_job() -> None:
 
     jobs = {path.stem for path in (ROOT.parent / "jobs").glob("*.py")}
     assert jobs == {*STAGES, "run"}
+
+
+def test_the_picture_shows_the_floors_that_the_imports_have() -> None:
+    sys.path.insert(0, str(DOCS / "hooks"))
+    from house import FLOORS, picture
+
+    drawn = [frozenset(name for name, _ in rooms) for rooms in FLOORS]
+    assert drawn == [names for names in reversed(RANKS) if not min(names).startswith("__")]
+    assert (DOCS / "architecture.svg").read_text(encoding="utf-8") == picture()

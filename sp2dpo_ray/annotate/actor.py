@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from sp2dpo_ray.annotate.chair import seat
+from sp2dpo_ray.annotate.client import make_clients
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.metrics import Metrics
 from sp2dpo_ray.annotate.record import gap_of, places_of, prefix
@@ -73,19 +73,21 @@ class PanelActor:
     keys, gaps: of the calls that were settled when the stage began, see `Record`.
     """
 
-    def __init__(self, spec: PanelSpec, keys: Any, gaps: Any, desk: Any) -> None:
+    def __init__(self, spec: PanelSpec, keys: Any, gaps: Any, coordinator: Any) -> None:
         self._spec = spec
         self._keys = ray.get(keys)  # shared memory: all actors of a node read the same
         self._gaps = ray.get(gaps)
-        self._desk = desk
+        self._coordinator = coordinator
         self._journal = Journal(spec.place)
         self._late: set[bytes] = set()
         self._reading = asyncio.Lock()
         self._metrics = Metrics()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._chairs = asyncio.run_coroutine_threadsafe(seat(spec, desk), self._loop).result()
-        self._usd = dict.fromkeys(self._chairs, 0.0)
+        self._clients = asyncio.run_coroutine_threadsafe(
+            make_clients(spec, coordinator), self._loop
+        ).result()
+        self._usd = dict.fromkeys(self._clients, 0.0)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return asyncio.run_coroutine_threadsafe(self._annotate(batch), self._loop).result()
@@ -93,16 +95,16 @@ class PanelActor:
     async def _annotate(self, batch: pa.Table) -> pa.Table:
         counts = _Counts()
         if calls := self._spec.calls(pairs_from(batch)):
-            if await self._desk.begin.remote(batch[PLACE].to_pylist()):
+            if await self._coordinator.begin.remote(batch[PLACE].to_pylist()):
                 # Ray gives a lost actor's pairs to this one: look at what was recorded meanwhile
                 async with self._reading:
                     self._late |= await asyncio.to_thread(self._recorded)
             await self._ask_all(calls, counts)
         table = counts.table(self._money_since())
         self._metrics.count(table)
-        for name, chair in self._chairs.items():
-            self._metrics.attempts(name, chair.attempts)
-            chair.attempts.clear()
+        for name, client in self._clients.items():
+            self._metrics.attempts(name, client.attempts)
+            client.attempts.clear()
         return table
 
     def _recorded(self) -> set[bytes]:
@@ -144,11 +146,11 @@ class PanelActor:
         if known is not None:
             counts.add(call, Outcome.OK, reused=True)
             return known
-        reply = await self._chairs[call.teacher].ask(call)
+        reply = await self._clients[call.teacher].ask(call)
         counts.add(call, reply.outcome, reply.detail)
         return gap_of(reply.outcome, reply.text) if self._spec.early_stop else nan
 
     def _money_since(self) -> dict[str, float]:
-        spent = {name: chair.usd - self._usd[name] for name, chair in self._chairs.items()}
-        self._usd = {name: chair.usd for name, chair in self._chairs.items()}
+        spent = {name: client.usd - self._usd[name] for name, client in self._clients.items()}
+        self._usd = {name: client.usd for name, client in self._clients.items()}
         return spent

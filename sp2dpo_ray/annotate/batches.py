@@ -20,9 +20,9 @@ import ray
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
-from sp2dpo_ray.annotate.chair import intent_entry, result_entry
-from sp2dpo_ray.annotate.desk import Teller
-from sp2dpo_ray.annotate.gate import WAIT_FOR_MONEY_S
+from sp2dpo_ray.annotate.admission import WAIT_FOR_MONEY_S
+from sp2dpo_ray.annotate.client import intent_entry, result_entry
+from sp2dpo_ray.annotate.coordinator import CoordinatorClient
 from sp2dpo_ray.annotate.journal import Entry, Segment
 from sp2dpo_ray.annotate.record import Job, Record
 from sp2dpo_ray.annotate.spec import PanelSpec
@@ -53,10 +53,10 @@ class Order:
         return self.spec.teachers[0]
 
 
-def start_batches(order: Order, desk: Any) -> Any:
+def start_batches(order: Order, coordinator: Any) -> Any:
     """Begin to work on an order, on a node that has the keys; yields references to rows."""
     return ray.remote(num_cpus=CPUS, num_returns="streaming", max_retries=0)(_work).remote(
-        order, desk
+        order, coordinator
     )
 
 
@@ -71,9 +71,9 @@ def rows_of(stream: Any) -> Iterator[list[Row]]:
             raise
 
 
-def _work(order: Order, desk: Any) -> Iterator[list[Row]]:
+def _work(order: Order, coordinator: Any) -> Iterator[list[Row]]:
     loop = asyncio.new_event_loop()
-    runner = loop.run_until_complete(_made(order, desk))
+    runner = loop.run_until_complete(_made(order, coordinator))
     rounds = runner.rounds()
     try:
         while True:
@@ -85,16 +85,16 @@ def _work(order: Order, desk: Any) -> Iterator[list[Row]]:
         loop.run_until_complete(runner.close())
 
 
-async def _made(order: Order, desk: Any) -> Runner:
-    return Runner(order, desk)
+async def _made(order: Order, coordinator: Any) -> Runner:
+    return Runner(order, coordinator)
 
 
 class Runner:
     """Submits, waits, takes; again for what failed, as often as a call may be retried."""
 
-    def __init__(self, order: Order, desk: Any) -> None:
+    def __init__(self, order: Order, coordinator: Any) -> None:
         self._order = order
-        self._teller = Teller(desk)
+        self._coordinator = CoordinatorClient(coordinator)
         self._section = order.teacher
         self._decoding = order.spec.decoding
         self._api = make_batch_api(self._section, self._decoding)
@@ -196,10 +196,10 @@ class Runner:
 
     async def _reserved(self, worst: float) -> bool:
         while worst:
-            count, hopeless = await self._teller.exchange(0.0, 0.0, [worst])
+            count, exhausted = await self._coordinator.exchange(0.0, 0.0, [worst])
             if count:
                 break
-            if hopeless:
+            if exhausted:
                 return False
             await asyncio.sleep(WAIT_FOR_MONEY_S)
         return True
@@ -227,7 +227,7 @@ class Runner:
             if last or reply.outcome in SETTLED:
                 counts[reply.outcome] += 1
         await self._note("job_done", job)
-        await self._teller.exchange(job.reserved, paid, [])
+        await self._coordinator.exchange(job.reserved, paid, [])
         if look.state is State.FAILED:
             raise TeacherStopped(
                 f"teacher {self._section.name}: batch job {job.id} failed: {look.detail}. Mend the "

@@ -21,7 +21,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from sp2dpo_ray.annotate.batches import CPUS, Order, Row
-from sp2dpo_ray.annotate.chair import intent_entry, result_entry
+from sp2dpo_ray.annotate.client import intent_entry, result_entry
 from sp2dpo_ray.annotate.journal import Entry, Journal, Segment
 from sp2dpo_ray.annotate.pipeline import read_pieces
 from sp2dpo_ray.annotate.record import places_of, read_record

@@ -30,7 +30,7 @@ from sp2dpo_ray.core.files import PAIRS
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
 from sp2dpo_ray.core.place import Place
 from sp2dpo_ray.errors import Stopped, TeacherStopped
-from sp2dpo_ray.teachers.retry import PASSING
+from sp2dpo_ray.teachers.retry import RETRYABLE
 
 ACTOR_CPUS = 0.25  # an actor mostly waits for answers
 READER_CPUS = 0.25
@@ -95,12 +95,12 @@ class Tally:
     @property
     def failed(self) -> int:
         """Calls that may be answered if they are asked again."""
-        return sum(count[outcome] for count in self.outcomes.values() for outcome in PASSING)
+        return sum(count[outcome] for count in self.outcomes.values() for outcome in RETRYABLE)
 
     def replace_failed(self, later: Tally) -> None:
         """Count what a later round made of the calls that had failed."""
         for teacher, outcomes in later.outcomes.items():
-            for outcome in PASSING:
+            for outcome in RETRYABLE:
                 self.outcomes[teacher].pop(outcome, None)
             self.outcomes[teacher].update(outcomes)
         for teacher, usd in later.usd.items():
@@ -141,7 +141,7 @@ def annotate(
     files: list[Path],
     spec: PanelSpec,
     record: Record,
-    desk: Any,
+    coordinator: Any,
     journal: Journal,
     *,
     rounds: int,
@@ -161,14 +161,14 @@ def annotate(
             now = Tally() if number else tally
             show = progress if number == 0 else partial(_only_note, progress)
             start = time.perf_counter()
-            for batch in _stream(files, spec, record, desk, pairs_per_batch):
+            for batch in _stream(files, spec, record, coordinator, pairs_per_batch):
                 now.seconds = time.perf_counter() - start
                 now.take(batch.to_pylist(), show)
             if number:
                 tally.replace_failed(now)
             if not now.failed or now.failed == now.made.total():
                 return
-            ray.get(desk.forget.remote())
+            ray.get(coordinator.forget.remote())
             record.add(read_record(journal.new_entries(), with_gaps=spec.early_stop is not None))
 
 
@@ -191,7 +191,7 @@ def _patient_small_blocks() -> Iterator[None]:
 
 
 def _stream(
-    files: list[Path], spec: PanelSpec, record: Record, desk: Any, pairs_per_batch: int
+    files: list[Path], spec: PanelSpec, record: Record, coordinator: Any, pairs_per_batch: int
 ) -> Any:
     pairs = read_pieces(files, spec.store)
     if pairs is None:
@@ -201,7 +201,7 @@ def _stream(
     at_once = max(LEAST_BATCHES_AT_ONCE, at_once)
     counts = pairs.repartition(target_num_rows_per_block=pairs_per_batch).map_batches(
         PanelActor,
-        fn_constructor_args=(spec, ray.put(record.keys), ray.put(record.gaps), desk),
+        fn_constructor_args=(spec, ray.put(record.keys), ray.put(record.gaps), coordinator),
         batch_size=pairs_per_batch,
         batch_format="pyarrow",
         num_cpus=ACTOR_CPUS,

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from sp2dpo_ray.annotate.chair import seat
+from sp2dpo_ray.annotate.client import make_clients
 from sp2dpo_ray.annotate.record import Record
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.core.annotation import Outcome
@@ -25,7 +25,9 @@ from sp2dpo_ray.teachers.base import Reply
 CPUS = 0.25
 
 
-def preflight(spec: PanelSpec, pairs: list[Pair], record: Record, desk: Any) -> dict[str, Reply]:
+def preflight(
+    spec: PanelSpec, pairs: list[Pair], record: Record, coordinator: Any
+) -> dict[str, Reply]:
     """Ask each API teacher its first call that is not on record; replies by teacher.
 
     Raises ConfigError for a missing key, package or option and for a cap that is too small,
@@ -35,7 +37,7 @@ def preflight(spec: PanelSpec, pairs: list[Pair], record: Record, desk: Any) -> 
     calls = _first_calls(spec, pairs, record)
     try:
         replies: dict[str, Reply] = ray.get(
-            ray.remote(num_cpus=CPUS)(_ask_once).remote(spec, calls, desk)
+            ray.remote(num_cpus=CPUS)(_ask_once).remote(spec, calls, coordinator)
         )
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, Sp2dpoError):
@@ -59,16 +61,16 @@ def _first_calls(spec: PanelSpec, pairs: list[Pair], record: Record) -> dict[str
     return first
 
 
-def _ask_once(spec: PanelSpec, calls: dict[str, Call], desk: Any) -> dict[str, Reply]:
+def _ask_once(spec: PanelSpec, calls: dict[str, Call], coordinator: Any) -> dict[str, Reply]:
     async def ask() -> dict[str, Reply]:
         # one call of a teacher in batch mode, too, goes out at once, at the full price
         asked = (t for t in spec.teachers if not t.on_engine)
         teachers = tuple(t.model_copy(update={"mode": "interactive"}) for t in asked)
-        chairs = await seat(replace(spec, teachers=teachers), desk)
+        clients = await make_clients(replace(spec, teachers=teachers), coordinator)
         try:
-            replies = await asyncio.gather(*(chairs[name].ask(calls[name]) for name in calls))
+            replies = await asyncio.gather(*(clients[name].ask(calls[name]) for name in calls))
         finally:
-            await asyncio.gather(*(chair.close() for chair in chairs.values()))
+            await asyncio.gather(*(client.close() for client in clients.values()))
         return dict(zip(calls, replies, strict=True))
 
     return asyncio.run(ask())

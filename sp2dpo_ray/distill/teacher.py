@@ -1,4 +1,4 @@
-"""Provider `predictor`: a distilled predictor in a teacher's chair.
+"""Provider `predictor`: a distilled predictor in a teacher's place.
 
 In: a `Call`. Out: the JSON text that the panel it learned from would write. Invariant: the answer
 depends on the pair and the predictor's files alone.
@@ -17,8 +17,8 @@ from sp2dpo_ray.distill.predictor import load_predictor
 from sp2dpo_ray.distill.texts import texts_of_pairs
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.teachers.base import Reply
+from sp2dpo_ray.teachers.micro_batching import MicroBatcher
 from sp2dpo_ray.teachers.settings import Settings
-from sp2dpo_ray.teachers.together import Together
 
 MOST_AT_ONCE = 2_000
 
@@ -30,10 +30,10 @@ class PredictorTeacher:
         if teacher.options:
             raise ConfigError(f"teachers: {teacher.name}: a predictor takes no options")
         self._predictor = load_predictor(Path(teacher.model))
-        self._together = Together(self._answer, MOST_AT_ONCE)
+        self._batcher = MicroBatcher(self._answer, MOST_AT_ONCE)
 
     async def ask(self, call: Call) -> Reply:
-        return await self._together.ask(call)
+        return await self._batcher.ask(call)
 
     async def close(self) -> None:
         """Nothing to release."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sp2dpo_ray.annotate.chair import chair_of
-from sp2dpo_ray.annotate.desk import open_desk
+from sp2dpo_ray.annotate.client import client_of
+from sp2dpo_ray.annotate.coordinator import start_coordinator
 from sp2dpo_ray.annotate.journal import Entry, Journal
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.config import DecodingSection, TeacherSection
@@ -103,8 +103,10 @@ def ask(
     advance(len(keys) - len(todo), "on record")
     if todo and not offline:
         announce(len(todo), worst_of(judge, list(todo.values())))
-        desk = open_desk(judge.place, judge.budget, spent, judge.decoding.timeout_s + 60)
-        asyncio.run(_ask_all(judge, todo, desk, advance))
+        coordinator = start_coordinator(
+            judge.place, judge.budget, spent, judge.decoding.timeout_s + 60
+        )
+        asyncio.run(_ask_all(judge, todo, coordinator, advance))
         later, _ = _recorded(Journal(judge.place, judge.section.name))
         known |= later
     missing = Verdict(str(Outcome.NOT_ATTEMPTED), detail="nothing on record")
@@ -143,11 +145,11 @@ def _verdict(entry: Entry) -> Verdict:
 
 
 async def _ask_all(
-    judge: Judge, todo: dict[str, Question], desk: Any, advance: Callable[[int, str], None]
+    judge: Judge, todo: dict[str, Question], coordinator: Any, advance: Callable[[int, str], None]
 ) -> None:
     section = judge.section
-    chair = chair_of(
-        section, judge.decoding, judge.place, desk, in_flight=section.limits.in_flight,
+    client = client_of(
+        section, judge.decoding, judge.place, coordinator, in_flight=section.limits.in_flight,
         max_failures=judge.max_failures, max_pause_s=judge.max_pause_s,
     )  # fmt: skip
     calls = [
@@ -156,21 +158,21 @@ async def _ask_all(
     ]
     try:
         # the first alone: a wrong key or a cap without room costs one call, not as many as fit
-        _stop_for(await chair.ask(calls[0]), section.name)
+        _stop_for(await client.ask(calls[0]), section.name)
         advance(1, "")
         stop: Stopped | None = None
-        for reply in asyncio.as_completed([chair.ask(call) for call in calls[1:]]):
+        for reply in asyncio.as_completed([client.ask(call) for call in calls[1:]]):
             try:
                 _stop_for(await reply, section.name)
             except Stopped as error:  # what is under way is paid: it is awaited, and recorded
                 stop = stop or error
-                chair.halt(str(error))
+                client.halt(str(error))
             else:
-                advance(1, f"${chair.usd:,.2f}" if chair.usd else "")
+                advance(1, f"${client.usd:,.2f}" if client.usd else "")
         if stop is not None:
             raise stop
     finally:
-        await chair.close()
+        await client.close()
 
 
 def _stop_for(reply: Reply, name: str) -> None:

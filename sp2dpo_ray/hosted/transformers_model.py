@@ -21,8 +21,8 @@ from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.hosted.constrained import ConstrainedDraw, Grammar, encode, generate
 from sp2dpo_ray.teachers.base import Reply
+from sp2dpo_ray.teachers.micro_batching import MicroBatcher
 from sp2dpo_ray.teachers.settings import Settings, in_words_of, options_of
-from sp2dpo_ray.teachers.together import Together
 
 NAMES = {
     "temperature": "temperature",
@@ -63,10 +63,10 @@ class TransformersTeacher:
             )
         self._served = f"{teacher.model}@{options.revision}" if options.revision else teacher.model
         self._grammar = Grammar(self._tokenizer, self._model)
-        self._together = Together(self._answer, teacher.engine.rows)
+        self._batcher = MicroBatcher(self._answer, teacher.engine.rows)
 
     async def ask(self, call: Call) -> Reply:
-        return await self._together.ask(call)
+        return await self._batcher.ask(call)
 
     async def close(self) -> None:
         """Nothing to release."""

@@ -1,1 +1,1 @@
-"""The page of a run: tables and figures in one self-contained file."""
+"""The page of a run: figures and tables in one file, and the pairs beside it in pieces."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.batches import Order, rows_of, start_batches
-from sp2dpo_ray.annotate.desk import open_desk
+from sp2dpo_ray.annotate.coordinator import start_coordinator
 from sp2dpo_ray.annotate.engine import start_engine
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.limiter import limiter_of
@@ -109,12 +109,12 @@ def _ask(run: Run, panel: PanelWork, tally: Tally) -> None:
             "they may have been paid and are asked again"
         )
     patience_s = config.decoding.timeout_s + 60
-    desk = open_desk(panel.spec.place, config.budget.usd, record.usd, patience_s)
+    coordinator = start_coordinator(panel.spec.place, config.budget.usd, record.usd, patience_s)
     # they live as long as the process that made them, so it must be this one, not an actor
     limiters = [limiter_of(teacher) for teacher in config.teachers]
     economy = panel.spec.early_stop is not None
     first = next(pair_chunks(panel.files[TRAIN]), [])
-    for name, reply in preflight(panel.spec, first, record, desk).items():
+    for name, reply in preflight(panel.spec, first, record, coordinator).items():
         if reply.outcome in SETTLED:
             tally.made[name] += 1
             tally.reused[name] -= 1  # the pipeline will find it on record
@@ -126,7 +126,7 @@ def _ask(run: Run, panel: PanelWork, tally: Tally) -> None:
     panel = panel.without_twins()
     totals = {teacher.name: panel.calls_each for teacher in config.teachers}
     orders = [Order(spec, files, record, config.annotate.poll_s) for spec in panel.batch]
-    streams = [start_batches(order, desk) for order in orders]
+    streams = [start_batches(order, coordinator) for order in orders]
     expect(totals)
     with bars("annotate", totals) as advance:
         twin_calls = len(panel.spec.twins - panel.left_out) * len(panel.spec.prompts.systems)
@@ -135,7 +135,7 @@ def _ask(run: Run, panel: PanelWork, tally: Tally) -> None:
             advance(name, twin_calls, tally.note(name))
         if panel.interactive.teachers:
             ask_panel(
-                files, panel.interactive, record, desk, journal,
+                files, panel.interactive, record, coordinator, journal,
                 rounds=config.annotate.rounds,
                 pairs_per_batch=config.annotate.pairs_per_batch,
                 progress=advance, tally=tally,

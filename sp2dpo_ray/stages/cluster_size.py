@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sp2dpo_ray.annotate.estimate import SECONDS, estimate_costs, total
 from sp2dpo_ray.annotate.journal import Journal
-from sp2dpo_ray.annotate.outlook import SECONDS, look_ahead, total
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.cluster.sizes import (
     ONE_ARM,
@@ -91,7 +91,7 @@ def _work(run: Run, parameters: float | None) -> Work:
     panel = panel_of(run)
     run.provenance("cluster-size", panel.settings, {"prepare": run.path("pairs")})
     record = read_record(Journal(panel.spec.place).new_entries())
-    outlook = total(look_ahead(list(panel.files.values()), panel.spec, record))
+    outlook = total(estimate_costs(list(panel.files.values()), panel.spec, record))
     by_split = {split: _tokens(run, split) for split in (TRAIN, EVAL)}
     tokens, rates = sum(by_split.values()), _measured(run)
     if counted := _counted_tokens(run):

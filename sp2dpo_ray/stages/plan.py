@@ -9,8 +9,8 @@ from dataclasses import asdict
 
 import pyarrow.parquet as pq
 
+from sp2dpo_ray.annotate.estimate import estimate_costs, total
 from sp2dpo_ray.annotate.journal import Journal
-from sp2dpo_ray.annotate.outlook import look_ahead, total
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.core.files import TRAIN
 from sp2dpo_ray.distill.choice import at_random
@@ -28,7 +28,7 @@ def plan(run: Run) -> Summary:
         panel = panel.only({ids[row] for row in rows}, ids)
     panel = panel.without_twins()
     record = read_record(Journal(panel.spec.place).new_entries())
-    outlooks = look_ahead(list(panel.files.values()), panel.spec, record)
+    outlooks = estimate_costs(list(panel.files.values()), panel.spec, record)
     budget = run.config.budget.usd
     judging = {}
     if run.config.evaluate.benchmarks:  # only then are the benchmarks' packages needed

@@ -32,7 +32,7 @@ class Reply:
     outcome: `ok` means that the teacher answered with `text`, which is read later.
     usage: token counts as the provider billed them; None where it sent none.
     retry_after_s: what the provider asked us to wait.
-    hopeless: asking the same again cannot end better, although the call is not settled.
+    non_retryable: asking the same again cannot end better, although the call is not settled.
     maybe_billed: the request may have been worked on, although no usage came back.
     raw: the body of the answer as it came.
     """
@@ -45,7 +45,7 @@ class Reply:
     fingerprint: str | None = None
     usage: Usage | None = None
     retry_after_s: float | None = None
-    hopeless: bool = False
+    non_retryable: bool = False
     maybe_billed: bool = False
     raw: str | None = None
 

@@ -36,7 +36,7 @@ NAMES = {
     "n": "n",
     "stop": "stop",
 }
-PASSING_STATUS = (408, 409, 429)
+RETRYABLE_STATUS = (408, 409, 429)
 FILTER = "datainspectionfailed"
 TOO_LONG = ("Range of input length", "maximum context length", "input length")
 
@@ -114,7 +114,7 @@ def failure(status: int, raw: str, headers: Any, key: str | None) -> Reply:
         detail=clean(f"HTTP {status} {code}: {message}", key),
         request_id=body.get("request_id") or headers.get("x-request-id"),
         retry_after_s=seconds(headers.get("retry-after")),
-        hopeless=400 <= status < 500 and status not in PASSING_STATUS,
+        non_retryable=400 <= status < 500 and status not in RETRYABLE_STATUS,
         raw=raw,
     )
 

@@ -36,7 +36,7 @@ NAMES = {
 FILTERS = frozenset(
     {"SAFETY", "RECITATION", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "MODEL_ARMOR"}
 )
-PASSING_STATUS = (408, 409, 429)
+RETRYABLE_STATUS = (408, 409, 429)
 TOO_LONG = ("exceeds the maximum number of tokens", "input token count")
 
 
@@ -128,7 +128,7 @@ def failure(error: errors.APIError, key: str | None) -> Reply:
         _outcome(error.code, reasons, str(error.message)),
         detail=clean(f"{type(error).__name__}: {error}", key),
         retry_after_s=seconds(delay) or seconds(headers.get("Retry-After")),
-        hopeless=400 <= error.code < 500 and error.code not in PASSING_STATUS,
+        non_retryable=400 <= error.code < 500 and error.code not in RETRYABLE_STATUS,
         raw=clean(json.dumps(details), key, length=None),
     )
 

@@ -42,7 +42,7 @@ RESPONSE_FORMAT = {
     "type": "json_schema",
     "json_schema": {"name": "semantic_gap", "strict": True, "schema": ANSWER_SCHEMA},
 }
-PASSING_STATUS = (408, 409, 425, 429)  # of the 4xx, those that a later attempt can change
+RETRYABLE_STATUS = (408, 409, 425, 429)  # of the 4xx, those that a later attempt can change
 HINTS = ("retry-after-ms", "retry-after", "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
 
 
@@ -112,7 +112,7 @@ def failure(error: openai.APIStatusError, key: str | None) -> Reply:
         detail=clean(f"{type(error).__name__}: {error}", key),
         request_id=error.request_id,
         retry_after_s=next((hint for hint in hints if hint is not None), None),
-        hopeless=400 <= error.status_code < 500 and error.status_code not in PASSING_STATUS,
+        non_retryable=400 <= error.status_code < 500 and error.status_code not in RETRYABLE_STATUS,
         raw=clean(error.response.text, key, length=None),
     )
 

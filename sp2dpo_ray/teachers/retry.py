@@ -18,7 +18,7 @@ from sp2dpo_ray.teachers.base import Reply
 
 LONGEST_WAIT_S = 120.0
 QUOTA_PATIENCE = 50  # refusals for quota in a row, after which a call is given up
-PASSING = frozenset({Outcome.TRANSPORT, Outcome.QUOTA})
+RETRYABLE = frozenset({Outcome.TRANSPORT, Outcome.QUOTA})
 
 
 async def ask_until_settled(
@@ -46,7 +46,7 @@ async def ask_until_settled(
         return reply
 
     retrying = AsyncRetrying(
-        retry=retry_if_result(lambda reply: reply.outcome in PASSING and not reply.hopeless),
+        retry=retry_if_result(lambda reply: reply.outcome in RETRYABLE and not reply.non_retryable),
         stop=give_up,
         wait=wait,
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,

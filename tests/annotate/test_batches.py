@@ -15,7 +15,7 @@ import pytest
 
 from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.batches import Order, Runner
-from sp2dpo_ray.annotate.desk import Budget
+from sp2dpo_ray.annotate.coordinator import Budget
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.annotate.spec import PanelSpec
@@ -25,7 +25,7 @@ from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
 from sp2dpo_ray.core.place import Folder
 from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.errors import TeacherStopped
-from tests.annotate.test_limits import FakeDesk
+from tests.annotate.test_limits import FakeCoordinator
 from tests.fault_server import KEY, Server, serve
 from tests.wires import ANSWER
 
@@ -71,9 +71,11 @@ def counts(rows: list[dict[str, Any]]) -> dict[tuple[str, bool], int]:
     return dict(found)
 
 
-def work(the: Order, desk: Any = None, *, most_requests: int | None = None) -> list[dict[str, Any]]:
+def work(
+    the: Order, coordinator: Any = None, *, most_requests: int | None = None
+) -> list[dict[str, Any]]:
     async def run() -> list[dict[str, Any]]:
-        runner = Runner(the, desk or FakeDesk(Budget(None, 0.0)))
+        runner = Runner(the, coordinator or FakeCoordinator(Budget(None, 0.0)))
         if most_requests:
             runner._api.most_requests = most_requests
         try:
@@ -172,7 +174,7 @@ def test_a_killed_command_finds_its_jobs_again(provider: str, pairs: Path) -> No
         batches.polls = 1_000_000
 
         async def cut_off() -> None:
-            runner = Runner(order(provider, server, pairs), FakeDesk(Budget(None, 0.0)))
+            runner = Runner(order(provider, server, pairs), FakeCoordinator(Budget(None, 0.0)))
             async with asyncio.timeout(2.5):
                 async for _ in runner.rounds():
                     pass
@@ -187,12 +189,12 @@ def test_a_killed_command_finds_its_jobs_again(provider: str, pairs: Path) -> No
         for known in batches.jobs.values():
             known["looks"] = 0
         batches.polls = 1
-        desk = FakeDesk(Budget(None, record.usd))
-        rows = work(order(provider, server, pairs), desk)
+        coordinator = FakeCoordinator(Budget(None, record.usd))
+        rows = work(order(provider, server, pairs), coordinator)
         assert len(batches.jobs) == 1
     assert counts(rows) == {("ok", False): CALLS}
     assert max(batches.asked.values()) == 1
-    assert desk.budget.spent == pytest.approx(record_of(pairs).usd)
+    assert coordinator.budget.spent == pytest.approx(record_of(pairs).usd)
 
 
 @each_provider
@@ -204,7 +206,7 @@ def test_a_command_killed_before_the_id_was_recorded_looks_for_its_job(
         batches.polls = 1_000_000
 
         async def cut_off(*, created: bool) -> None:
-            runner = Runner(order(provider, server, pairs), FakeDesk(Budget(None, 0.0)))
+            runner = Runner(order(provider, server, pairs), FakeCoordinator(Budget(None, 0.0)))
             submit = runner._api.submit
 
             async def killed(token: str, content: bytes) -> str:
@@ -275,7 +277,7 @@ def test_a_wrong_key_stops_before_anything_is_created(
 
 def test_a_file_that_the_budget_has_no_room_for_is_not_handed_in(pairs: Path) -> None:
     with serve() as server:
-        rows = work(order("openai", server, pairs), FakeDesk(Budget(1e-6, 0.0)))
+        rows = work(order("openai", server, pairs), FakeCoordinator(Budget(1e-6, 0.0)))
         assert not server.openai_batches.jobs
     assert counts(rows) == {("budget_stop", False): CALLS}
     assert not list(Journal(Folder(pairs.parent / "journal")).new_entries())

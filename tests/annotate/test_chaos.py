@@ -155,8 +155,8 @@ def test_killed_actors_come_back_and_the_table_is_the_same_to_the_byte(
         process = start(demo_config, "annotate", overrides)
         wait_for(server, 150, process)
         limiter = actors_called("ray::Limiter", process.pid)[0]
-        (desk,) = actors_called("ray::Desk", process.pid)
-        for victim in (panel_actors(process.pid)[0], limiter, desk):
+        (coordinator,) = actors_called("ray::Coordinator", process.pid)
+        for victim in (panel_actors(process.pid)[0], limiter, coordinator):
             victim.kill()
             victim.wait(10)
         summary = finish(process)

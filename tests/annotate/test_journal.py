@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sp2dpo_ray.annotate.answers import Answers
-from sp2dpo_ray.annotate.chair import intent_entry, result_entry
+from sp2dpo_ray.annotate.client import intent_entry, result_entry
 from sp2dpo_ray.annotate.journal import Entry, Journal, Segment, write_line
 from sp2dpo_ray.annotate.merge import merge_segments
 from sp2dpo_ray.annotate.record import Record, read_record

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sp2dpo_ray.annotate.desk import Budget
-from sp2dpo_ray.annotate.gate import Gate, Purse
+from sp2dpo_ray.annotate.admission import RateLimitClient, Reservations
+from sp2dpo_ray.annotate.coordinator import Budget
 from sp2dpo_ray.annotate.limiter import Lease, Pace
 
 
@@ -143,11 +143,11 @@ def test_two_gates_share_one_limit_in_few_messages() -> None:
     async def run() -> tuple[list[float], int]:
         loop = asyncio.get_running_loop()
         limiter = FakeLimiter(Pace(12_000, None, loop.time()))
-        gates = [Gate(limiter), Gate(limiter)]
+        gates = [RateLimitClient(limiter), RateLimitClient(limiter)]
         times: list[float] = []
 
-        async def call(gate: Gate) -> None:
-            await gate.turn(100.0)
+        async def call(gate: RateLimitClient) -> None:
+            await gate.acquire(100.0)
             times.append(loop.time())
 
         await asyncio.gather(*(call(gates[n % 2]) for n in range(400)))
@@ -169,11 +169,11 @@ def test_the_cap_is_never_passed(cap: float, spent: float, wanted: list[float], 
     flying: list[float] = []
     queue = list(wanted)
     while queue:
-        count, hopeless = budget.reserve(queue)
+        count, non_retryable = budget.reserve(queue)
         flying += queue[:count]
         queue = queue[count:]
         assert budget.spent + sum(flying) <= max(cap, spent) + 1e-9
-        if hopeless:
+        if non_retryable:
             assert budget.spent + queue[0] > cap  # not even alone
             queue.pop(0)
         elif queue:
@@ -183,7 +183,7 @@ def test_the_cap_is_never_passed(cap: float, spent: float, wanted: list[float], 
 
 
 def test_what_ray_repeats_after_a_lost_answer_counts_once() -> None:
-    """The desk died between writing its state and answering: the same exchange comes again."""
+    """The coordinator died after writing its state: the same exchange comes again."""
     budget = Budget(1.0, 0.0)
     assert budget.exchange("a", 1, 0.0, 0.0, [0.3, 0.3]) == (2, False)
     assert budget.exchange("b", 1, 0.0, 0.0, [0.4]) == (1, False)
@@ -199,7 +199,7 @@ def test_what_ray_repeats_after_a_lost_answer_counts_once() -> None:
 
 
 @dataclass
-class FakeDesk:
+class FakeCoordinator:
     budget: Budget
     messages: int = 0
     most: float = 0.0
@@ -218,31 +218,31 @@ class FakeDesk:
 def test_purses_of_several_actors_share_one_budget_in_few_messages() -> None:
     """100 calls at 1 USD at worst and 0.10 in fact, with 5 USD: half of the calls can be made."""
 
-    async def run() -> tuple[int, FakeDesk]:
-        desk = FakeDesk(Budget(5.0, 0.0))
-        purses = [Purse(desk), Purse(desk)]
+    async def run() -> tuple[int, FakeCoordinator]:
+        coordinator = FakeCoordinator(Budget(5.0, 0.0))
+        purses = [Reservations(coordinator), Reservations(coordinator)]
 
-        async def call(purse: Purse) -> bool:
-            if not await purse.reserve(1.0):
+        async def call(reservations: Reservations) -> bool:
+            if not await reservations.reserve(1.0):
                 return False
             await asyncio.sleep(0.005)
-            purse.settle(1.0, 0.1)
+            reservations.settle(1.0, 0.1)
             return True
 
         made = await asyncio.gather(*(call(purses[n % 2]) for n in range(100)))
         await asyncio.sleep(0.1)
-        return sum(made), desk
+        return sum(made), coordinator
 
-    made, desk = asyncio.run(run())
-    assert desk.most <= 5.0
+    made, coordinator = asyncio.run(run())
+    assert coordinator.most <= 5.0
     assert made in (40, 41)  # at 4.0 spent there is room for one more at its worst, at 4.1 for none
-    assert desk.budget.spent == pytest.approx(0.1 * made)
-    assert desk.budget.reserved == pytest.approx(0.0)
-    assert desk.messages < 150
+    assert coordinator.budget.spent == pytest.approx(0.1 * made)
+    assert coordinator.budget.reserved == pytest.approx(0.0)
+    assert coordinator.messages < 150
 
 
 def test_without_a_price_nobody_asks_the_desk() -> None:
     async def run() -> bool:
-        return await Purse(None).reserve(1.0)
+        return await Reservations(None).reserve(1.0)
 
     assert asyncio.run(run())

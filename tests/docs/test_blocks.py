@@ -191,7 +191,7 @@ def test_columns_are_those_that_are_written(
             stage = {"export": ["export"], "verdicts": ["audit", "--import", "filled.csv"]}
             command, *more = stage[name.split("/")[0]]
             assert sp2dpo(command, "mine.yaml", *more)[0] == 0
-    pattern = name.replace("<key>", "*").replace("<arm>", "jmamp")
+    pattern = re.sub(r"<\w+>", "*", name.replace("<arm>", "jmamp"))
     (path, *_) = (place.folder / "runs" / "mine").glob(pattern)
     schema = pq.read_schema(path)
     left = dict(columns)

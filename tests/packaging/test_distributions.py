@@ -28,7 +28,7 @@ NOT_OURS = ("tests", "runs", "examples", "benchmarks", "docs", "configs", "jobs"
 # stages whose packages the base leaves out, and the extra that brings them
 MISSING = {
     "student": "train", "annotate": "annotate", "distill": "distill", "report": "report",
-    "train": "train", "lab": "lab",
+    "train": "train",
 }  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def test_options_take_settings_out_and_add_others() -> None:
 
 @each_provider
 @pytest.mark.parametrize(
-    ("behaviour", "outcome", "hopeless", "billed"),
+    ("behaviour", "outcome", "non_retryable", "billed"),
     [
         ("length", Outcome.TRUNCATED, False, False),
         ("filter", Outcome.FILTERED, False, False),
@@ -156,11 +156,15 @@ def test_options_take_settings_out_and_add_others() -> None:
     ],
 )
 def test_every_failure_has_its_outcome_and_is_one_request(
-    provider: str, behaviour: str | int, outcome: Outcome, hopeless: bool, billed: bool
+    provider: str, behaviour: str | int, outcome: Outcome, non_retryable: bool, billed: bool
 ) -> None:
     with serve(lambda _: behaviour) as server:
         (reply,) = ask(section(provider, server))
-    assert (reply.outcome, reply.hopeless, reply.maybe_billed) == (outcome, hopeless, billed)
+    assert (reply.outcome, reply.non_retryable, reply.maybe_billed) == (
+        outcome,
+        non_retryable,
+        billed,
+    )
     assert len(server.requests) == 1  # the SDK re-sends nothing by itself
     assert reply.detail or reply.usage
     assert KEY not in repr(reply)

@@ -1,4 +1,4 @@
-"""One teacher's place at an actor's table: attempts, each with its turn, its money and its record.
+"""One teacher as an actor asks it: attempts, each with its start, its money and its record.
 
 In: a call. Out: its last reply. Invariant: an intent is on record before the request, and the
 result before anybody uses it; whatever goes wrong with one call stays with that call.
@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from sp2dpo_ray.annotate.gate import Gate, Purse
+from sp2dpo_ray.annotate.admission import RateLimitClient, Reservations
 from sp2dpo_ray.annotate.journal import Entry, Segment
 from sp2dpo_ray.annotate.limiter import limiter_of
 from sp2dpo_ray.annotate.spec import PanelSpec
@@ -57,7 +57,7 @@ def result_entry(intent: Entry, reply: Reply, *, seconds: float, money: Entry) -
     return entry | {"outcome": str(reply.outcome)}
 
 
-class Chair:
+class TeacherClient:
     """halted: why this teacher is not asked any more; empty while it is."""
 
     def __init__(
@@ -66,8 +66,8 @@ class Chair:
         decoding: DecodingSection,
         teacher: Teacher,
         segment: Segment,
-        gate: Gate,
-        purse: Purse,
+        rate_limit: RateLimitClient,
+        reservations: Reservations,
         *,
         in_flight: int,
         max_failures: int,
@@ -76,8 +76,8 @@ class Chair:
         self._decoding = decoding
         self._teacher = teacher
         self._segment = segment
-        self._gate = gate
-        self._purse = purse
+        self._rate_limit = rate_limit
+        self._reservations = reservations
         self._price = section.rate
         self._slots = asyncio.Semaphore(in_flight)
         self._max_failures = max_failures
@@ -120,13 +120,13 @@ class Chair:
         async with self._slots:
             if self.halted:  # no turn is taken for nothing
                 return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
-            await self._gate.turn(size / self._bytes_per_token + self._answer_tokens)
+            await self._rate_limit.acquire(size / self._bytes_per_token + self._answer_tokens)
             if self.halted:
                 return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
             worst = 0.0
             if self._price is not None:
                 worst = self._price.worst(call.messages, self._decoding.max_output_tokens)
-            if not await self._purse.reserve(worst):
+            if not await self._reservations.reserve(worst):
                 return Reply(Outcome.BUDGET_STOP, detail="the budget has no room for this call")
             intent = intent_entry(call, number, worst)
             paid = worst
@@ -142,7 +142,7 @@ class Chair:
                 self.halt(f"journal: {type(error).__name__}: {error}")
                 return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
             finally:
-                self._purse.settle(worst, paid)
+                self._reservations.settle(worst, paid)
         self._learn(reply, size)
         return reply
 
@@ -157,7 +157,7 @@ class Chair:
             return Reply(Outcome.TRANSPORT, detail=detail, maybe_billed=True)
         except Exception as error:  # one poisonous pair must not stop the others
             detail = f"{type(error).__name__}: {error}"[:DETAIL_LENGTH]
-            return Reply(Outcome.TRANSPORT, detail=detail, hopeless=True, maybe_billed=True)
+            return Reply(Outcome.TRANSPORT, detail=detail, non_retryable=True, maybe_billed=True)
 
     def _money(self, reply: Reply, worst: float) -> tuple[Entry, float]:
         """What goes on record, and what is taken off the budget."""
@@ -178,9 +178,9 @@ class Chair:
                     f"asks for a pause of {pause:,.0f} s, longer than annotate.max_pause_s "
                     f"({self._max_pause_s:,.0f} s): {reply.detail}"
                 )
-            self._gate.refused(pause)
+            self._rate_limit.refused(pause)
         elif reply.outcome is Outcome.TRANSPORT:
-            self._count_failure(reply, self._decoding.retries + 1 if reply.hopeless else 1)
+            self._count_failure(reply, self._decoding.retries + 1 if reply.non_retryable else 1)
         elif reply.outcome in SETTLED:
             self._failed_attempts = 0
         if reply.usage is not None and reply.usage.prompt_tokens:
@@ -193,37 +193,38 @@ class Chair:
         self._segment.close()
 
 
-async def seat(spec: PanelSpec, desk: Any) -> dict[str, Chair]:
-    """Every teacher of the panel in its chair; the calling loop is theirs from then on."""
-    return {section.name: _chair(section, spec, desk) for section in spec.teachers}
+async def make_clients(spec: PanelSpec, coordinator: Any) -> dict[str, TeacherClient]:
+    """A client for every teacher of the panel; the calling loop is theirs from then on."""
+    return {section.name: _client(section, spec, coordinator) for section in spec.teachers}
 
 
-def _chair(section: TeacherSection, spec: PanelSpec, desk: Any) -> Chair:
+def _client(section: TeacherSection, spec: PanelSpec, coordinator: Any) -> TeacherClient:
     in_flight = max(1, section.limits.in_flight // spec.actors)
-    return chair_of(
-        section, spec.decoding, spec.place, desk,
+    return client_of(
+        section, spec.decoding, spec.place, coordinator,
         in_flight=in_flight, max_failures=spec.max_failures, max_pause_s=spec.max_pause_s,
     )  # fmt: skip
 
 
-def chair_of(
+def client_of(
     section: TeacherSection,
     decoding: DecodingSection,
     place: Place,
-    desk: Any,
+    coordinator: Any,
     *,
     in_flight: int,
     max_failures: int,
     max_pause_s: float,
-) -> Chair:
-    """A model in its chair, with its limiter, its purse and a segment of the journal at `place`."""
-    return Chair(
+) -> TeacherClient:
+    """A client of a model, with its limiter, its reservations and a segment of the journal at
+    `place`."""
+    return TeacherClient(
         section,
         decoding,
         make_teacher(section, decoding),
         Segment(place, section.name),
-        Gate(limiter_of(section), lambda: limiter_of(section, replaces=True)),
-        Purse(desk if section.price.known else None),
+        RateLimitClient(limiter_of(section), lambda: limiter_of(section, replaces=True)),
+        Reservations(coordinator if section.price.known else None),
         in_flight=in_flight,
         max_failures=max_failures,
         max_pause_s=max_pause_s,

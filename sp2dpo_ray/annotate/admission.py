@@ -1,4 +1,4 @@
-"""What stands between a call and its request, inside an actor: the turn, and the money.
+"""Admission control inside an actor: what a request waits for, its start and its money.
 
 In: a call that wants to be sent. Out: nothing, after as long a wait as the account's limits and the
 run's budget ask for. Both talk to one actor for all, in few messages: a lease covers several
@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
-from sp2dpo_ray.annotate.desk import Teller
+from sp2dpo_ray.annotate.coordinator import CoordinatorClient
 from sp2dpo_ray.annotate.limiter import Lease
 
 AHEAD_S = 0.05  # the next lease is asked for so long before the last start of this one
@@ -21,8 +21,8 @@ STALE_S = 1.0  # starts that nobody used for so long are given up
 WAIT_FOR_MONEY_S = 0.2
 
 
-class Gate:
-    """Turns of one teacher in this actor. `limiter` is a Ray actor, or None: no limit; `renew`
+class RateLimitClient:
+    """Starts of one teacher in this actor. `limiter` is a Ray actor, or None: no limit; `renew`
     finds or makes another one, since a limiter ends with the job that made it.
     """
 
@@ -37,7 +37,7 @@ class Gate:
         self._tokens_each = 0.0
         self._messages: set[Any] = set()
 
-    async def turn(self, tokens: float) -> None:
+    async def acquire(self, tokens: float) -> None:
         """Wait for the next start; `tokens` is what the call is likely to use."""
         if self._limiter is None:
             return
@@ -80,11 +80,11 @@ class Gate:
             self._limiter.refused.remote(pause_s)
 
 
-class Purse:
-    """Reservations of this actor; `desk` is a Ray actor, or None: no budget."""
+class Reservations:
+    """Reservations of this actor; `coordinator` is a Ray actor, or None: no budget."""
 
-    def __init__(self, desk: Any | None) -> None:
-        self._teller = None if desk is None else Teller(desk)
+    def __init__(self, coordinator: Any | None) -> None:
+        self._coordinator = None if coordinator is None else CoordinatorClient(coordinator)
         self._released = 0.0
         self._paid = 0.0
         self._wanted: list[tuple[float, asyncio.Future[bool]]] = []
@@ -92,7 +92,7 @@ class Purse:
 
     async def reserve(self, worst: float) -> bool:
         """Wait until an attempt's worst cost is reserved; False if the budget has no room."""
-        if self._teller is None or worst == 0:
+        if self._coordinator is None or worst == 0:
             return True
         granted = asyncio.get_running_loop().create_future()
         self._wanted.append((worst, granted))
@@ -101,7 +101,7 @@ class Purse:
 
     def settle(self, worst: float, paid: float) -> None:
         """An attempt ended: `worst` was reserved for it, `paid` is what it cost."""
-        if self._teller is None or worst == 0:
+        if self._coordinator is None or worst == 0:
             return
         self._released += worst
         self._paid += paid
@@ -112,12 +112,12 @@ class Purse:
             self._talk = asyncio.create_task(self._exchange())
 
     async def _exchange(self) -> None:
-        assert self._teller is not None
+        assert self._coordinator is not None
         while self._released or self._wanted:
             asked, self._wanted = self._wanted, []
             released, paid, self._released, self._paid = self._released, self._paid, 0.0, 0.0
             try:
-                count, hopeless = await self._teller.exchange(
+                count, exhausted = await self._coordinator.exchange(
                     released, paid, [worst for worst, _ in asked]
                 )
             except Exception as error:
@@ -127,9 +127,9 @@ class Purse:
             for _, granted in asked[:count]:
                 granted.set_result(True)
             left = asked[count:]
-            if hopeless:
+            if exhausted:
                 # the first of them found no room; a smaller one behind it might, so ask once more
                 left.pop(0)[1].set_result(False)
             self._wanted = left + self._wanted
-            if left and not hopeless:
+            if left and not exhausted:
                 await asyncio.sleep(WAIT_FOR_MONEY_S)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sp2dpo_ray.annotate.chair import Chair
-from sp2dpo_ray.annotate.desk import Budget
-from sp2dpo_ray.annotate.gate import Gate, Purse
+from sp2dpo_ray.annotate.admission import RateLimitClient, Reservations
+from sp2dpo_ray.annotate.client import TeacherClient
+from sp2dpo_ray.annotate.coordinator import Budget
 from sp2dpo_ray.annotate.journal import Entry, Journal, Segment
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.config import DecodingSection, TeacherSection
@@ -21,7 +21,7 @@ from sp2dpo_ray.core.place import Folder
 from sp2dpo_ray.teachers.base import Reply
 from sp2dpo_ray.teachers.settings import Settings
 from tests.annotate.test_journal import CALLS, answer
-from tests.annotate.test_limits import FakeDesk
+from tests.annotate.test_limits import FakeCoordinator
 
 DECODING = DecodingSection(timeout_s=0.2, retries=3, retry_base_s=0.001)
 OK = Reply(Outcome.OK, text=answer(), usage=Usage(1_000_000, 0))
@@ -58,24 +58,32 @@ def sequence(*steps: Any) -> Script:
     return lambda number: steps[min(number, len(steps) - 1)]
 
 
-def sit(
-    folder: Path, script: Script, calls: int = 1, desk: Any = None, **options: Any
-) -> tuple[list[Reply], Chair, Scripted]:
+def ask(
+    folder: Path, script: Script, calls: int = 1, coordinator: Any = None, **options: Any
+) -> tuple[list[Reply], TeacherClient, Scripted]:
     """Ask so many calls at once."""
     settings = {"in_flight": 4, "max_failures": 25, "max_pause_s": 10.0} | options
-    price = PRICE if desk else {}
+    price = PRICE if coordinator else {}
 
-    async def run() -> tuple[list[Reply], Chair, Scripted]:
+    async def run() -> tuple[list[Reply], TeacherClient, Scripted]:
         section = TeacherSection.model_validate(
             {"name": "t", "provider": "scripted", "model": "m", "price": price}
         )
         teacher = Scripted(script)
         segment = Segment(Folder(folder), "t")
-        chair = Chair(section, DECODING, teacher, segment, Gate(None), Purse(desk), **settings)
-        replies = await asyncio.gather(*(chair.ask(CALLS[n % 3]) for n in range(calls)))
+        client = TeacherClient(
+            section,
+            DECODING,
+            teacher,
+            segment,
+            RateLimitClient(None),
+            Reservations(coordinator),
+            **settings,
+        )
+        replies = await asyncio.gather(*(client.ask(CALLS[n % 3]) for n in range(calls)))
         await asyncio.sleep(0.02)
-        await chair.close()
-        return replies, chair, teacher
+        await client.close()
+        return replies, client, teacher
 
     return asyncio.run(run())
 
@@ -96,7 +104,7 @@ QUOTA = Reply(Outcome.QUOTA, detail="slow down")
         # a refusal for quota is no failure: it takes none of the retries
         ([QUOTA] * 9 + [FAILS, OK], Outcome.OK, 11),
         ([1.0, OK], Outcome.OK, 2),  # longer than decoding.timeout_s
-        ([Reply(Outcome.TRANSPORT, hopeless=True)], Outcome.TRANSPORT, 1),
+        ([Reply(Outcome.TRANSPORT, non_retryable=True)], Outcome.TRANSPORT, 1),
         ([Reply(Outcome.AUTH, detail="who?")], Outcome.AUTH, 1),
         ([Reply(Outcome.REFUSAL)], Outcome.REFUSAL, 1),
         ([Reply(Outcome.FILTERED)], Outcome.FILTERED, 1),
@@ -107,7 +115,7 @@ QUOTA = Reply(Outcome.QUOTA, detail="slow down")
 def test_what_may_pass_is_asked_again_and_all_is_on_record(
     tmp_path: Path, steps: list[Any], outcome: Outcome, asked: int
 ) -> None:
-    (reply,), _, teacher = sit(tmp_path, sequence(*steps))
+    (reply,), _, teacher = ask(tmp_path, sequence(*steps))
     assert (reply.outcome, teacher.asked) == (outcome, asked)
     kinds = [(entry["kind"], entry["attempt"]) for entry in entries(tmp_path)]
     assert kinds == [(kind, n) for n in range(1, asked + 1) for kind in ("intent", "result")]
@@ -123,7 +131,7 @@ def test_the_intent_is_on_disk_before_the_request(tmp_path: Path) -> None:
         seen.append(len(entries(tmp_path)))
         return OK
 
-    sit(tmp_path, script)
+    ask(tmp_path, script)
     assert seen == [1]
 
 
@@ -131,8 +139,8 @@ def test_one_poisonous_pair_stops_nobody(tmp_path: Path) -> None:
     def script(number: int) -> Any:
         return ValueError("poison") if number % 3 == 0 else OK
 
-    replies, chair, _ = sit(tmp_path, script, calls=30)
-    assert not chair.halted
+    replies, client, _ = ask(tmp_path, script, calls=30)
+    assert not client.halted
     assert sum(reply.outcome is Outcome.OK for reply in replies) == 20
     bad = [reply for reply in replies if reply.outcome is not Outcome.OK]
     assert {(reply.outcome, reply.detail) for reply in bad} == {
@@ -141,10 +149,10 @@ def test_one_poisonous_pair_stops_nobody(tmp_path: Path) -> None:
 
 
 def test_a_refused_key_halts_the_teacher_at_once(tmp_path: Path) -> None:
-    replies, chair, teacher = sit(
+    replies, client, teacher = ask(
         tmp_path, sequence(Reply(Outcome.AUTH, detail="wrong key")), calls=100
     )
-    assert chair.halted == "wrong key"
+    assert client.halted == "wrong key"
     assert teacher.asked <= 4  # those that were under way
     rest = [reply for reply in replies if reply.outcome is Outcome.NOT_ATTEMPTED]
     assert len(rest) == 100 - teacher.asked
@@ -152,33 +160,33 @@ def test_a_refused_key_halts_the_teacher_at_once(tmp_path: Path) -> None:
 
 
 def test_a_row_of_failures_opens_the_circuit_and_an_answer_closes_it(tmp_path: Path) -> None:
-    _, chair, teacher = sit(tmp_path / "a", sequence(FAILS), calls=100, max_failures=5)
-    assert chair.halted == (
+    _, client, teacher = ask(tmp_path / "a", sequence(FAILS), calls=100, max_failures=5)
+    assert client.halted == (
         "20 attempts in a row failed (annotate.max_failures 5 x 4 attempts), last: no"
     )
     assert teacher.asked < 30
-    _, chair, _ = sit(tmp_path / "b", lambda n: FAILS if n % 15 else OK, calls=100, max_failures=5)
-    assert not chair.halted
+    _, client, _ = ask(tmp_path / "b", lambda n: FAILS if n % 15 else OK, calls=100, max_failures=5)
+    assert not client.halted
 
 
 def test_no_more_requests_are_under_way_than_allowed(tmp_path: Path) -> None:
-    _, _, teacher = sit(tmp_path, sequence(0.01), calls=60, in_flight=3)
+    _, _, teacher = ask(tmp_path, sequence(0.01), calls=60, in_flight=3)
     assert (teacher.asked, teacher.most_at_once) == (60, 3)
 
 
 def test_a_pause_longer_than_allowed_stops_instead_of_waiting(tmp_path: Path) -> None:
     day = Reply(Outcome.QUOTA, detail="daily quota", retry_after_s=86_400.0)
-    (reply,), chair, _ = sit(tmp_path, sequence(day))
-    assert "asks for a pause of 86,400 s, longer than annotate.max_pause_s" in chair.halted
+    (reply,), client, _ = ask(tmp_path, sequence(day))
+    assert "asks for a pause of 86,400 s, longer than annotate.max_pause_s" in client.halted
     assert reply.outcome is Outcome.NOT_ATTEMPTED
 
 
 def test_a_journal_that_cannot_be_written_stops_before_the_request(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("a file where the folder should be")
-    (reply,), chair, teacher = sit(tmp_path, sequence(OK))
+    (reply,), client, teacher = ask(tmp_path, sequence(OK))
     assert teacher.asked == 0
     assert reply.outcome is Outcome.NOT_ATTEMPTED
-    assert chair.halted.startswith("journal: ")
+    assert client.halted.startswith("journal: ")
 
 
 @pytest.mark.parametrize(
@@ -187,31 +195,33 @@ def test_a_journal_that_cannot_be_written_stops_before_the_request(tmp_path: Pat
         (OK, 1.0, False),
         (Reply(Outcome.REFUSAL, usage=Usage(0, 500_000)), 0.5, False),
         (QUOTA, 0.0, False),
-        (Reply(Outcome.TRANSPORT, hopeless=True), 0.0, False),  # an error answer is not billed
-        (Reply(Outcome.TRANSPORT, hopeless=True, maybe_billed=True), 0.0, True),
+        (Reply(Outcome.TRANSPORT, non_retryable=True), 0.0, False),  # an error answer is not billed
+        (Reply(Outcome.TRANSPORT, non_retryable=True, maybe_billed=True), 0.0, True),
         (ValueError("lost"), 0.0, True),
     ],
 )
 def test_money_is_what_usage_says_or_the_worst_where_nobody_knows(
     tmp_path: Path, step: Any, usd: float, possibly: bool
 ) -> None:
-    desk = FakeDesk(Budget(None, 0.0))
+    coordinator = FakeCoordinator(Budget(None, 0.0))
     steps = [step, Reply(Outcome.REFUSAL)] if step is QUOTA else [step]
-    sit(tmp_path, sequence(*steps), desk=desk)
+    ask(tmp_path, sequence(*steps), coordinator=coordinator)
     spent = read_record(entries(tmp_path)).spent["t"]
     assert spent.usd == usd
     assert (spent.possibly_usd > 0) == possibly
-    assert desk.budget.spent == pytest.approx(spent.usd + spent.possibly_usd)
-    assert desk.budget.reserved == pytest.approx(0.0)
+    assert coordinator.budget.spent == pytest.approx(spent.usd + spent.possibly_usd)
+    assert coordinator.budget.reserved == pytest.approx(0.0)
 
 
 def test_calls_beyond_the_budget_are_not_made(tmp_path: Path) -> None:
     call_worst = 0.004  # about 3,000 bytes of prompt at 1 USD for a million tokens
     cheap = Reply(Outcome.OK, text=answer(), usage=Usage(100, 0))
-    desk = FakeDesk(Budget(call_worst, 0.0))
-    replies, _, teacher = sit(tmp_path, sequence(cheap), calls=200, desk=desk, in_flight=8)
+    coordinator = FakeCoordinator(Budget(call_worst, 0.0))
+    replies, _, teacher = ask(
+        tmp_path, sequence(cheap), calls=200, coordinator=coordinator, in_flight=8
+    )
     stopped = [reply for reply in replies if reply.outcome is Outcome.BUDGET_STOP]
     assert 0 < len(stopped) < 200
     assert teacher.asked == 200 - len(stopped)
-    assert desk.most <= call_worst
+    assert coordinator.most <= call_worst
     assert len(entries(tmp_path)) == 2 * teacher.asked  # nothing of the others

@@ -24,7 +24,7 @@ BATCH_HOURS = 24.0  # what providers promise for a batch
 
 
 @dataclass(slots=True)
-class Outlook:
+class CostEstimate:
     """calls: of the whole panel; recorded: those on record; the rest is about what is missing.
 
     cost_usd: None where the price is not known. hours: at the teacher's limits.
@@ -39,9 +39,9 @@ class Outlook:
     hours: float = 0.0
 
 
-def look_ahead(files: list[Path], spec: PanelSpec, record: Record) -> dict[str, Outlook]:
+def estimate_costs(files: list[Path], spec: PanelSpec, record: Record) -> dict[str, CostEstimate]:
     """The outlook of each teacher."""
-    outlooks = {teacher.name: Outlook() for teacher in spec.teachers}
+    outlooks = {teacher.name: CostEstimate() for teacher in spec.teachers}
     known = {name: record.spent.get(name, Spent()) for name in outlooks}
     for calls in _chunks(files, spec):
         settled = record.settled([call.key for call in calls])
@@ -63,7 +63,7 @@ def _chunks(files: list[Path], spec: PanelSpec) -> Iterator[list[Call]]:
             yield spec.calls(pairs)
 
 
-def _finish(outlook: Outlook, teacher: TeacherSection, known: Spent) -> None:
+def _finish(outlook: CostEstimate, teacher: TeacherSection, known: Spent) -> None:
     missing = outlook.calls - outlook.calls_recorded
     each = known.completion_tokens / known.answers if known.answers else ANSWER_TOKENS
     outlook.completion_tokens = round(missing * each)
@@ -87,7 +87,7 @@ def _finish(outlook: Outlook, teacher: TeacherSection, known: Spent) -> None:
     outlook.hours = max(minutes) / 60
 
 
-def total(outlooks: dict[str, Outlook]) -> dict[str, float | int | None]:
+def total(outlooks: dict[str, CostEstimate]) -> dict[str, float | int | None]:
     """Over all teachers: sums, and the hours of the slowest, since they work side by side."""
     rows = [asdict(outlook) for outlook in outlooks.values()]
     costs = [row["cost_usd"] for row in rows]

@@ -1,4 +1,4 @@
-"""The desk of one run: its budget, and which pairs were begun.
+"""The coordinator of one run: its budget, and which pairs were begun.
 
 In: reservations and what became of them; places of pairs. Out: whether money is left; whether a
 pair may have been worked on before. Invariant: money spent and money reserved for attempts in
@@ -60,8 +60,8 @@ class Budget:
         self.spent += paid
 
     def reserve(self, wanted: Sequence[float]) -> tuple[int, bool]:
-        """How many of the wanted sums are reserved, first come first served, and whether the next
-        one is hopeless: not even if all that is in flight came back for free."""
+        """How many of the wanted sums are reserved, first come first served, and whether the budget
+        is exhausted: the next has no room even if all that is in flight came back for free."""
         for count, sum_ in enumerate(wanted):
             if self.cap is not None and self.spent + self.reserved + sum_ > self.cap:
                 return count, self.spent + sum_ > self.cap
@@ -69,11 +69,11 @@ class Budget:
         return len(wanted), False
 
 
-class Desk:
+class Coordinator:
     """Ray actor, one a run. What it must not forget it writes beside the journal before it answers.
 
     patience_s: an attempt ends within this time; where nothing was settled for longer, money in
-    flight belongs to a lost actor, and waiting for it is hopeless too.
+    flight belongs to a lost actor, and the budget counts as exhausted too.
     """
 
     def __init__(
@@ -113,39 +113,39 @@ class Desk:
         now = time.monotonic()
         if released:
             self._settled_at = now
-        count, hopeless = self._budget.exchange(caller, number, released, paid, wanted)
+        count, exhausted = self._budget.exchange(caller, number, released, paid, wanted)
         if self._budget.cap is not None:
             state = {"session": self._session, **self._budget.state}
             self._place.put(STATE, json.dumps(state).encode())
         if count < len(wanted) and now - self._settled_at > self._patience_s:
-            hopeless = True
-        return count, hopeless
+            exhausted = True
+        return count, exhausted
 
 
-class Teller:
-    """One caller's talk with the desk: one thing at a time, and numbered, so that what Ray repeats
-    counts once."""
+class CoordinatorClient:
+    """One caller's talk with the coordinator: one thing at a time, and numbered, so that what Ray
+    repeats counts once."""
 
-    def __init__(self, desk: Any) -> None:
-        self._desk = desk
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
         self._name = uuid.uuid4().hex
         self._number = 0
         self._turn = asyncio.Lock()
 
     async def exchange(self, released: float, paid: float, wanted: list[float]) -> tuple[int, bool]:
-        """See `Desk.exchange`."""
+        """See `Coordinator.exchange`."""
         async with self._turn:
             self._number += 1
-            answer: tuple[int, bool] = await self._desk.exchange.remote(
+            answer: tuple[int, bool] = await self._coordinator.exchange.remote(
                 self._name, self._number, released, paid, wanted
             )
             return answer
 
 
-def open_desk(place: Place, cap: float | None, spent: float, patience_s: float) -> Any:
-    """The desk of this command; `spent` is what the journal holds."""
+def start_coordinator(place: Place, cap: float | None, spent: float, patience_s: float) -> Any:
+    """The coordinator of this command; `spent` is what the journal holds."""
     return (
-        ray.remote(Desk)
+        ray.remote(Coordinator)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
         .remote(place, f"{time.time()}", cap, spent, patience_s)
     )

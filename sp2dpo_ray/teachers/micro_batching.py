@@ -13,7 +13,7 @@ from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.teachers.base import Reply
 
 
-class Together:
+class MicroBatcher:
     """work: replies to so many calls, in their order; it runs on a thread, one batch at a time.
     most: calls of a batch."""
 
