@@ -128,7 +128,9 @@ def _work(
         summary = stage(run, **more)
     tell(summary, as_json, show)
     if not as_json and not quiet and stage.name in NEXT:
-        say(f"next: sp2dpo {NEXT[stage.name]} {config}")
+        again = bool(summary.get("problems"))
+        then = f"mend this, then sp2dpo {stage.name}" if again else f"sp2dpo {NEXT[stage.name]}"
+        say(f"next: {then} {config}")
 
 
 def schedule(

@@ -86,6 +86,8 @@ def _show_plan(summary: Summary) -> None:
             f"{row['hours']:,.1f}",
         )
     stderr.print(table)
+    if summary["cost_usd"] is None:
+        say("no price is known: give teachers a price {input, output, as_of}, USD a million tokens")
     for name, row in summary["judging"].items():
         cost = row["cost_usd"]
         money = "no price" if cost is None else f"at most {cost:,.2f} USD"

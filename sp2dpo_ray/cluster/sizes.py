@@ -31,6 +31,7 @@ LOADED = {"bf16": 2.0, "fp32": 4.0, "nf4": 0.55}
 TRAINED = 16.0
 ROOM = 0.75  # of a GPU that weights may take; activations want the rest
 GIB = 1 << 30
+BUNDLED = "the bundled machines.yaml"
 ONE_ARM = "train (one arm)"  # a part of the sweep, told beside it
 
 
@@ -107,9 +108,9 @@ def read_machines(cloud: str, file: Path | None) -> tuple[dict[str, Machine], st
     try:
         machines = {group: Machine(group, **row) for group, row in content[cloud].items()}
     except TypeError as error:
-        raise ConfigError(f"{file}: {cloud}: {error}") from None
+        raise ConfigError(f"{file or BUNDLED}: {cloud}: {error}") from None
     if missing := {"head", "annotate"} - set(machines):
-        raise ConfigError(f"{file}: {cloud}: the groups {sorted(missing)} are missing")
+        raise ConfigError(f"{file or BUNDLED}: {cloud}: the groups {sorted(missing)} are missing")
     return machines, f"{content.get('source')}; prices of {content.get('as_of', {}).get(cloud)}"
 
 

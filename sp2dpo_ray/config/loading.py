@@ -64,7 +64,7 @@ def _is_index(place: Any, name: str) -> bool:
     if not isinstance(place, list):
         return False
     if not name.isdigit() or int(name) >= len(place):
-        raise ConfigError(f"--set: {name!r} is no place in a list of {len(place)}")
+        raise ConfigError(f"--set: {name!r} is no place in a list of {len(place)}; the first is 0")
     return True
 
 

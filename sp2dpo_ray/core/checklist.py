@@ -34,7 +34,7 @@ class _Folder:
     path: Path
     process: Json
 
-    def manifest(self, name: str) -> Json:
+    def manifest(self, name: str | Path) -> Json:
         """The manifest of an artifact as plain values; empty where there is none."""
         found = read_manifest(self.path / name)
         return {"summary": found.summary, "settings": found.settings} if found else {}
@@ -127,8 +127,10 @@ def _spread(by: str) -> Callable[[_Folder], str | None]:
 
 
 def _judges(folder: _Folder) -> str | None:
-    judge = folder.process["config"].get("evaluate")
-    return judge and "lambda.json: evaluate"
+    found = sorted(folder.path.glob(f"eval/*/*/scores/{MANIFEST}"))
+    if not found or not all(folder.manifest(path.parent) for path in found):
+        return None
+    return f"{len(found)} of eval/<arm>/<benchmark>/scores/{MANIFEST}: settings"
 
 
 DEMANDS: tuple[tuple[str, str, Callable[[_Folder], str | None], str], ...] = (

@@ -14,7 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sp2dpo_ray.evaluate.items import Answers, Item, Result, installed, read_lines, whole
+from sp2dpo_ray.evaluate.items import (
+    Answers,
+    Item,
+    Result,
+    installed,
+    read_lines,
+    whole,
+)
 
 # our wording of the paper's wrapper for this benchmark (Prompt F.3)
 SYSTEM = (

@@ -70,6 +70,18 @@ def read_lines(path: Path) -> list[Row]:
     return found
 
 
+@contextmanager
+def read_as(form: str, *paths: Path | None) -> Iterator[None]:
+    """Turns a missing key into a DataError with the files and the form that was looked for."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError) as error:
+        files = " or ".join(str(path) for path in paths if path)
+        raise DataError(
+            f"{files}: an entry is not as {form} has it: {type(error).__name__} {error}"
+        ) from error
+
+
 def judge_prompt(name: str, folder: Path | None) -> str:
     """The text of that name, from the folder that the configuration gives, else our own."""
     if folder is not None:

@@ -21,7 +21,7 @@ BINS = 40
 FIVE = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles of a box: whiskers, quarters, median
 Floats = NDArray[np.float64]
 # dark where there is nothing, on a light ground and on a dark one
-DENSITY = ((0, "rgba(76,120,168,0)"), (0.01, "rgba(76,120,168,.16)"), (1, "#e9a23b"))
+DENSITY = ((0, "rgba(76,120,168,0)"), (0.01, "rgba(76,120,168,.4)"), (1, "#e9a23b"))
 
 
 def html(figure: go.Figure, name: str, height: int = HEIGHT) -> str:

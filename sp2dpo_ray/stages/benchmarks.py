@@ -15,7 +15,7 @@ from sp2dpo_ray.config import DecodingSection
 from sp2dpo_ray.config.evaluate import EvaluateSection
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.evaluate import alpaca, arena_hard, ifeval, mt_bench
-from sp2dpo_ray.evaluate.items import Answers, Item, Result, Row, read_lines
+from sp2dpo_ray.evaluate.items import Answers, Item, Result, Row, read_as, read_lines
 from sp2dpo_ray.evaluate.judging import Question, Verdict
 
 Verdicts = Mapping[tuple[str, str], Verdict]
@@ -113,9 +113,9 @@ def _alpaca_score(
 
 def _arena_items(section: EvaluateSection) -> list[Item]:
     assert section.arena_hard is not None
-    return arena_hard.read_items(
-        Path(section.arena_hard.questions), Path(section.arena_hard.baseline)
-    )
+    questions, baseline = Path(section.arena_hard.questions), Path(section.arena_hard.baseline)
+    with read_as("Arena-Hard-Auto v0.1", questions, baseline):
+        return arena_hard.read_items(questions, baseline)
 
 
 def _arena_questions(
@@ -128,15 +128,17 @@ def _arena_questions(
 
 def _mt_items(section: EvaluateSection) -> list[Item]:
     assert section.mt_bench is not None
-    references = section.mt_bench.references
-    return mt_bench.read_items(
-        Path(section.mt_bench.questions), Path(references) if references else None
-    )
+    given = section.mt_bench.references
+    questions, references = Path(section.mt_bench.questions), Path(given) if given else None
+    with read_as("FastChat's MT-Bench", questions, references):
+        return mt_bench.read_items(questions, references)
 
 
 def _ifeval_items(section: EvaluateSection) -> list[Item]:
     assert section.ifeval is not None
-    return ifeval.read_items(Path(section.ifeval.prompts))
+    prompts = Path(section.ifeval.prompts)
+    with read_as("IFEval's input_data.jsonl", prompts):
+        return ifeval.read_items(prompts)
 
 
 def _versions(*names: str) -> dict[str, str]:

@@ -52,6 +52,12 @@ def doctor(run: Run) -> Summary:
         say(f"doctor: not installed here: {', '.join(missing)}")
     for name, found in summary["teachers"].items():
         say(f"doctor: teacher {name}: {found['state']}")
+    wanted = config.train.least_workers * config.train.gpus_per_worker
+    if config.cluster.address is None and wanted > summary["gpus"]:
+        say(
+            f"doctor: training asks for {wanted:g} GPUs, this machine has {summary['gpus']}; on a "
+            "cluster: sp2dpo submit"
+        )
     for problem in problems:
         say(f"doctor: to mend: {problem}")
     return summary

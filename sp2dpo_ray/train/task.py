@@ -92,7 +92,11 @@ def _load(task: TrainTask, split: str, rows: dict[str, dict[str, Any]] | None) -
     if rows is not None:
         ids = [name for name in ids if name in rows]
         if len(ids) < len(rows):
-            raise DataError(f"{len(rows) - len(ids)} betas belong to no prepared pair")
+            foreign = next(name for name in rows if name not in set(ids))
+            raise DataError(
+                f"{len(rows) - len(ids)} betas belong to no prepared pair, the first to {foreign}; "
+                "run: sp2dpo schedule"
+            )
         ids = list(rows) if task.ordered else ids
         _check_betas(rows)
     table = _stored(task.reference / REFERENCE, ids)

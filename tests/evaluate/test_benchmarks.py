@@ -19,6 +19,7 @@ from sp2dpo_ray.evaluate.items import (
     Item,
     filled,
     judge_prompt,
+    read_as,
     read_lines,
     stripped,
     swapped,
@@ -284,3 +285,11 @@ def test_a_line_ends_at_a_line_break_and_nowhere_else(tmp_path: Path) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("\n".join(lines), encoding="utf-8")
     assert read_lines(path) == rows
+
+
+def test_a_file_of_another_form_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"id": 1}\n')
+    expected = r"questions.jsonl: an entry is not as IFEval.*'key'"
+    with pytest.raises(DataError, match=expected), read_as("IFEval", path):
+        ifeval.read_items(path)
