@@ -111,7 +111,13 @@ class Runner:
             for calls in self._portions(jobs):
                 job = await self._submit(calls, attempt)
                 if job is None:
-                    yield [self._row(Outcome.BUDGET_STOP, len(calls), detail="no room")]
+                    yield [
+                        self._row(
+                            Outcome.BUDGET_STOP,
+                            len(calls),
+                            detail="the budget has no room for a file at its worst",
+                        )
+                    ]
                     return  # jobs that were submitted are on record; the next command takes them
                 jobs.append(job)
             if attempt == 1 and self._on_record:

@@ -77,6 +77,10 @@ class DataSection(Section):
     """Keep the first so many clean pairs."""
     eval_source: str | None = None
     """Evaluation pairs of their own; else `eval_fraction` of the prompts is set apart."""
+    eval_split: str | None = None
+    """Split of `eval_source`; that of `source` if not given."""
+    eval_revision: str | None = None
+    """Commit of `eval_source`; that of `source` if not given."""
     eval_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the prompts that is never trained on."""
     eval_limit: int | None = Field(None, ge=1)

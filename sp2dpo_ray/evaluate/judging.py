@@ -88,8 +88,9 @@ def ask(
     offline: bool = False,
     announce: Callable[[int, float | None], None] = lambda calls, usd: None,
     advance: Callable[[int, str], None] = lambda steps, note: None,
-) -> tuple[list[Verdict], int]:
-    """The verdict on each question, in their order, and how many calls were made for them.
+) -> tuple[list[Verdict], int, float]:
+    """The verdict on each question, in their order, how many calls were made for them, and what
+    these cost, in USD.
 
     offline: ask nothing; what is not on record is a verdict `not_attempted`. announce: is told
     before the first call how many there will be and what they cost at most, in USD, None where no
@@ -110,8 +111,8 @@ def ask(
         later, _ = _recorded(Journal(judge.place, judge.section.name))
         known |= later
     missing = Verdict(str(Outcome.NOT_ATTEMPTED), detail="nothing on record")
-    made = 0 if offline else sum(key in known for key in todo)
-    return [known.get(key, missing) for key in keys], made
+    new = [] if offline else [known[key] for key in todo if key in known]
+    return [known.get(key, missing) for key in keys], len(new), sum(v.usd for v in new)
 
 
 def worst_of(judge: Judge, questions: Sequence[Question]) -> float | None:

@@ -62,10 +62,14 @@ def _sum(one: CostRow, two: CostRow) -> CostRow:
 
 
 def annotator_costs(calls: pa.Table, prices: Mapping[str, Price | None]) -> list[CostRow]:
-    """calls: columns teacher, prompt_tokens, completion_tokens. Teachers that tell no tokens (rules
-    and scripts) have no row."""
+    """calls: columns teacher, key, prompt_tokens, completion_tokens. Pairs with the same texts
+    share a call, which counts once. Teachers that tell no tokens (rules, scripts) have no row."""
     told = calls.filter(calls["prompt_tokens"].is_valid())
-    sums = told.group_by("teacher").aggregate(
+    once = told.group_by(["teacher", "key"]).aggregate(
+        [("prompt_tokens", "max"), ("completion_tokens", "max")]
+    )
+    once = once.rename_columns(["teacher", "key", "prompt_tokens", "completion_tokens"])
+    sums = once.group_by("teacher").aggregate(
         [("prompt_tokens", "count"), ("prompt_tokens", "sum"), ("completion_tokens", "sum")]
     )
     by_name = {row["teacher"]: row for row in sums.to_pylist()}

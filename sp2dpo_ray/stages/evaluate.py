@@ -132,7 +132,7 @@ def _score(run: Run, entry: Entry, items: list[Item], shared: list[str]) -> Summ
     done = run.finished(entry.folder, provenance)
     if done and not done.summary["notes"].get("not_answered"):
         return done.summary | {"reused": True, "calls_made": 0, "cost_usd": 0.0}
-    verdicts, made = _ask(run, judge, entry, questions)
+    verdicts, made, usd = _ask(run, judge, entry, questions)
     places = {(q.item, q.kind): v for q, v in zip(questions, verdicts, strict=True)}
     result = benchmark.score(section, items, answers, places)
     if run.offline and result.notes.get("not_answered"):
@@ -155,8 +155,7 @@ def _score(run: Run, entry: Entry, items: list[Item], shared: list[str]) -> Summ
         }
 
     summary = run.publish_once(entry.folder, provenance, make)
-    cost = sum(v.usd for v in verdicts) if made else 0.0
-    return summary | {"calls_made": made, "cost_usd": cost}
+    return summary | {"calls_made": made, "cost_usd": usd}
 
 
 def judge_of(run: Run, benchmark: str) -> Judge:
@@ -178,9 +177,9 @@ def judge_of(run: Run, benchmark: str) -> Judge:
 
 def _ask(
     run: Run, judge: Judge | None, entry: Entry, questions: list[Question]
-) -> tuple[list[Verdict], int]:
+) -> tuple[list[Verdict], int, float]:
     if judge is None:
-        return [], 0
+        return [], 0, 0.0
     title = f"evaluate {entry.model} {entry.benchmark}"
 
     def announce(calls: int, usd: float | None) -> None:

@@ -36,7 +36,11 @@ def prepare(run: Run) -> Summary:
         source = read_source(data.source, split=data.split, revision=data.revision)
         held_out = None
         if data.eval_source:
-            held_out = read_source(data.eval_source, split=data.split, revision=data.revision)
+            held_out = read_source(
+                data.eval_source,
+                split=data.eval_split or data.split,
+                revision=data.eval_revision or data.revision,
+            )
         prepared = prepare_pairs(
             source,
             eval_source=held_out,

@@ -121,7 +121,7 @@ def _costs(run: Run) -> list[CostRow]:
     judges, path = judge_costs(_comparison(run)), run.path("annotations", ANNOTATIONS)
     if not path.exists():  # a schedule that came without them
         return judges
-    calls = pq.read_table(path, columns=["teacher", "prompt_tokens", "completion_tokens"])
+    calls = pq.read_table(path, columns=["teacher", "key", "prompt_tokens", "completion_tokens"])
     prices = {teacher.name: teacher.rate for teacher in run.config.teachers}
     return annotator_costs(calls, prices) + judges
 
@@ -137,9 +137,21 @@ def _judged(run: Run, arms: list[str]) -> list[dict[str, Any]]:
     """What `evaluate` found of these arms and the base on AlpacaEval 2."""
     shown = {BASE, *arms}
     rows = [row for row in _comparison(run) if row["benchmark"] == "alpaca_eval"]
-    kept = [row for row in rows if row["model"] in shown]
+    kept = [row for row in rows if row["model"] in shown and _of_this_training(run, row["model"])]
     # gains on a baseline that is not here would hang in the air
     return kept if any(row["model"] == row["baseline"] for row in kept) else []
+
+
+def _of_this_training(run: Run, model: str) -> bool:
+    """Whether the judged answers are of the arm as it is now, not of an earlier training."""
+    if model == BASE:
+        return True
+    folder = parse_arm(model).folder
+    outputs = read_manifest(run.path("eval", folder, "alpaca_eval", "outputs"))
+    trained = read_manifest(run.path("train", folder))
+    if outputs is None or trained is None:  # answers from elsewhere
+        return trained is not None
+    return outputs.inputs.get(f"train {model}") in (None, trained.digest)
 
 
 def _student(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from sp2dpo_ray.core import artifact
 from sp2dpo_ray.core.artifact import Provenance, open_artifact, publish, read_manifest
 from sp2dpo_ray.errors import ArtifactError
 from tests.core.schedule.test_columns import annotations, build
@@ -57,3 +59,21 @@ def test_an_altered_or_missing_file_is_noticed(tmp_path: Path) -> None:
     (folder / "a.txt").unlink()
     with pytest.raises(ArtifactError, match=r"a\.txt: listed in the manifest but missing"):
         open_artifact(folder)
+
+
+def test_a_file_is_hashed_again_when_it_has_changed_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with artifact.publish(tmp_path / "a", artifact.Provenance("pairs", "k", "l", {})) as draft:
+        (draft.path / "weights").write_bytes(b"one")
+    read = []
+    plain = artifact.sha256_file
+    monkeypatch.setattr(artifact, "sha256_file", lambda path: read.append(path) or plain(path))
+    for _ in range(3):
+        artifact.open_artifact(tmp_path / "a")
+    assert len(read) == 1
+    times = (tmp_path / "a" / "weights").stat()
+    (tmp_path / "a" / "weights").write_bytes(b"two")  # the same size, and its time put back
+    os.utime(tmp_path / "a" / "weights", ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ArtifactError, match="altered since it was published"):
+        artifact.open_artifact(tmp_path / "a")

@@ -270,3 +270,28 @@ def test_ultrafeedbacks_size_and_defects(real_data: Path) -> None:
     assert sum("empty_chosen" in reason for reason in reasons) == 37
     assert sum("empty_rejected" in reason for reason in reasons) == 75
     assert reasons.count("empty_chosen+empty_rejected") == 11
+
+
+def test_evaluation_pairs_may_come_from_another_split_and_commit(
+    demo_config: Path, demo_rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sp2dpo_ray.config import load_config
+    from sp2dpo_ray.run import Run
+    from sp2dpo_ray.stages import prepare as stage
+
+    asked = []
+
+    def read(source: str, *, split: str | None, revision: str | None) -> pa.Table:
+        asked.append((source, split, revision))
+        rows = demo_rows[:20] if len(asked) % 2 else demo_rows[20:30]
+        return pa.Table.from_pylist(rows)
+
+    monkeypatch.setattr(stage, "read_source", read)
+    more = ("data.source=o/a", "data.revision=a1", "data.split=train_prefs", "data.eval_source=o/a")
+    stage.prepare(Run(load_config(str(demo_config), more)))
+    own = ("data.eval_split=test_prefs", "data.eval_revision=b2", "run.name=own")
+    stage.prepare(Run(load_config(str(demo_config), (*more, *own))))
+    assert asked == [
+        ("o/a", "train_prefs", "a1"), ("o/a", "train_prefs", "a1"),
+        ("o/a", "train_prefs", "a1"), ("o/a", "test_prefs", "b2"),
+    ]  # fmt: skip

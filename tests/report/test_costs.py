@@ -10,9 +10,10 @@ from sp2dpo_ray.report.costs import CostRow, annotator_costs, judge_costs
 
 def test_annotators_are_summed_over_answers_that_tell_tokens() -> None:
     calls = pa.table({
-        "teacher": ["a", "a", "b", "a", "rules"],
-        "prompt_tokens": pa.array([100, 300, 50, None, None], pa.int64()),
-        "completion_tokens": pa.array([10, 30, 5, None, None], pa.int64()),
+        "teacher": ["a", "a", "b", "a", "rules", "a"],
+        "key": ["1", "2", "3", "4", "5", "2"],  # the last pair shares a call with another
+        "prompt_tokens": pa.array([100, 300, 50, None, None, 300], pa.int64()),
+        "completion_tokens": pa.array([10, 30, 5, None, None, 30], pa.int64()),
     })  # fmt: skip
     prices = {"a": Price(2.0, 8.0, 2.0), "b": None, "rules": None}
     one, two = annotator_costs(calls, prices)
