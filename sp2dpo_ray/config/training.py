@@ -111,9 +111,10 @@ class TrainSection(Section):
     """`shared`: a row holds a prompt once and both responses, many pairs behind each other, no
     padding. `plain`: two padded rows a pair, as other trainers do. Both give the same numbers."""
     head_mib: int = Field(64, ge=1)
-    """Most memory that the logits of response tokens may take at once, in MiB."""
+    """Memory of one float32 copy of the logits that are computed at once, in MiB; about three such
+    copies are in use."""
     fused_lora: bool = True
-    """Compute base layer and adapter together; off: through PEFT's own layers."""
+    """Compute base layer and adapter together where both are fp32; off: through PEFT's layers."""
     varlen_attention: bool = True
     """On a CUDA GPU in bf16, one attention kernel for all pairs of a row; off: each by itself."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"

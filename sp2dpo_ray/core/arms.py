@@ -79,7 +79,7 @@ class Arm:
         """The beta of each pair in `ids`, in that order; (N,).
 
         schedule: with the arm's column, or all of them for a derived one. Raises DataError with the
-        pair's id where the schedule has no usable beta.
+        pair's id where the schedule has no usable beta, ConfigError for a column it does not have.
         """
         if self.constant is not None:
             return np.full(len(ids), self.constant, dtype=np.float64)

@@ -127,6 +127,8 @@ def varlen_attention(
 
 
 def kernel_serves(query: Tensor) -> bool:
+    """Whether PyTorch's variable-length kernel takes these queries, (1, heads, T, width): it is
+    there, they are on a GPU and in half precision."""
     return varlen_attn is not None and query.is_cuda and query.dtype in HALVES
 
 
@@ -144,6 +146,7 @@ class Ragged:
 
 @lru_cache(maxsize=4)  # every layer of a batch asks for the same
 def ragged_of(segments: tuple[Segment, ...], device: torch.device) -> Ragged:
+    """The sequences of a row of pairs: prompt with chosen, and rejected over the same prompt."""
     queries, keys, places = [], [], []
     for each in segments:
         first, second = each.prompt + each.chosen, each.prompt + each.rejected

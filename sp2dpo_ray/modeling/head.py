@@ -1,8 +1,9 @@
 """The vocabulary head on response tokens, a piece at a time.
 
 In: hidden states that predict response tokens. Out: the log-probability of each token. Invariant:
-at no time are more logits in memory than the byte budget; a frozen head costs no more arithmetic
-for that, since its gradient is linear in the loss and is formed while the logits are there.
+a piece has no more logits than the byte budget holds in float32 (with the head's own output and the
+gradient beside them, up to three times that is in use); a frozen head costs no more arithmetic for
+that, since its gradient is linear in the loss and is formed while the logits are there.
 """
 
 from __future__ import annotations

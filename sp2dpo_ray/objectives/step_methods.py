@@ -86,8 +86,11 @@ def recall(method: StepMethod, memory: Memory | None, measured_N: Tensor) -> Mem
 def _beta_dpo(
     measured_N: Tensor, beta_N: Tensor, options: Options, memory: Memory, draw: torch.Generator
 ) -> Terms:
-    """One beta for the step from the mean margin of the pairs that are kept; those far from the
-    running mean are left out with a probability of their own."""
+    """beta-DPO (arXiv:2407.08639): b (1 + a (mean h - mu)) for all pairs that are kept, at least
+    `LEAST_BETA`; a pair is kept with the Gaussian density of its margin about the running mean.
+
+    measured_N: margins h, nats. options: rho, the share left out; a.
+    """
     count = len(measured_N)
     kept = max(1, int((1 - options["rho"]) * count))
     log_share = -0.5 * ((measured_N - memory.mean) / memory.deviation) ** 2
@@ -105,6 +108,10 @@ def _beta_dpo(
 def _alpha_dpo(
     measured_N: Tensor, beta_N: Tensor, options: Options, memory: Memory, _: torch.Generator
 ) -> Terms:
+    """AlphaDPO (arXiv:2410.10148): a margin b (g + alpha z) with z the standardized mean margin.
+
+    measured_N: log-ratio margins per token, nats. options: gamma, alpha.
+    """
     z = (measured_N - memory.mean) / memory.deviation
     shift = beta_N * (options["alpha"] * z + options["gamma"])
     return Terms(beta_N, shift, torch.ones_like(shift))
@@ -113,7 +120,11 @@ def _alpha_dpo(
 def _gamma_po(
     measured_N: Tensor, beta_N: Tensor, options: Options, _: Memory, __: torch.Generator
 ) -> Terms:
-    """Margins gamma_i that add up to N gamma0: exponentiated gradient on the simplex."""
+    """gamma-PO, after its authors' code: margins that add up to N b g, larger for larger gaps, by
+    `GAMMA_STEPS` of exponentiated gradient on the simplex with an entropy of weight tau.
+
+    measured_N: policy gaps per token, nats. options: gamma, tau.
+    """
     count, tau = len(measured_N), options["tau"]
     reward, base = beta_N * measured_N, options["gamma"] * beta_N
     share = torch.full((count,), 1 / count, dtype=torch.float64)
@@ -130,6 +141,10 @@ def _gamma_po(
 def _amapo(
     measured_N: Tensor, beta_N: Tensor, _: Options, memory: Memory, __: torch.Generator
 ) -> Terms:
+    """AMaPO (arXiv:2511.09385): m = b [d < mu] exp(mu (mu - d) / sd), mu and sd the step's own.
+
+    measured_N: policy gaps d per token, nats.
+    """
     behind = (memory.mean - measured_N) / memory.deviation
     shift = beta_N * (measured_N < memory.mean) * torch.exp(behind * memory.mean)
     return Terms(beta_N, shift, torch.ones_like(shift))

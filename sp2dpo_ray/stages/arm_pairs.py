@@ -92,6 +92,7 @@ class Known:
         return read_columns(self.run.path("schedule"), columns)
 
     def margin(self) -> Floats:
+        """What `train.margin` names: the data's score gap, or the panel's gap as log-odds; (N,)."""
         source = self.run.config.train.margin
         if source == "scores":
             path = self.run.pairs_file(TRAIN)
@@ -116,6 +117,8 @@ class Known:
         return panel_margin(table, self.recipe)
 
     def reference_gap(self) -> Floats:
+        """Log-probability a token of the chosen less the rejected response under the frozen
+        student, nats; (N,)."""
         columns = ["prompt_id", "chosen_logp", "rejected_logp", "chosen", "rejected"]
         path = reference_folder(self.run) / REFERENCE
         table = _rows(pq.read_table(path, columns=columns), self.ids)
@@ -127,11 +130,13 @@ class Known:
         return np.asarray(better - worse)
 
     def implicit(self) -> Floats:
+        """Log-ratio margins under a student trained on a part, nats; (N,)."""
         from sp2dpo_ray.stages.probes import implicit_margins
 
         return implicit_margins(self.run, self.ids)
 
     def difficulty(self) -> Floats:
+        """Held-out losses of students that did not see the pair; (N,)."""
         from sp2dpo_ray.stages.probes import difficulties
 
         return difficulties(self.run, self.ids)

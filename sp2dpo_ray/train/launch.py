@@ -29,7 +29,8 @@ WATCH_EVERY_S = 0.5
 def train_arm(task: TrainTask, *, follow: Callable[[dict[str, Any]], None]) -> None:
     """Train the arm to its end; follow(row) is given each line of metrics.jsonl as it comes.
 
-    Raises TrainingError with the first worker's words if training fails.
+    Raises TrainingError with the first worker's words if training fails, ConfigError if the
+    cluster has no room for a worker, Stopped where the disk is full: the same call goes on.
     """
     options = task.options
     gpu = options.gpus_per_worker > 0
