@@ -45,6 +45,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",  # not whatever cluster somebody left on this machine
         num_cpus=2,
         object_store_memory=400 << 20,
         include_dashboard=False,

@@ -84,10 +84,11 @@ def through_actors(
         return []
     # a block travels as one row: Ray wants a number of rows a batch where a GPU is asked for, and
     # would put rows of several blocks into one
+    named = type(actor.__name__, (_OneBlock,), {})  # Ray shows the class: the dashboard tells which
     rows = ray.data.from_items(
         [{BLOCK: _packed(block)} for block in blocks], override_num_blocks=len(blocks)
     ).map_batches(
-        _OneBlock,
+        named,
         fn_constructor_args=(actor, spec),
         batch_size=1,
         batch_format="pyarrow",
