@@ -137,7 +137,7 @@ def _write_frontier(run: Run, draft: Draft, texts: Texts, targets: Targets) -> N
 
 def _usd_per_call(run: Run) -> float | None:
     """Mean price of an answer over the panel; None where a price or the tokens are missing."""
-    columns = ["teacher", "prompt_tokens", "completion_tokens"]
+    columns = ["teacher", "key", "prompt_tokens", "completion_tokens"]
     calls = pq.read_table(run.path("annotations", ANNOTATIONS), columns=columns)
     rows = annotator_costs(calls, {teacher.name: teacher.rate for teacher in run.config.teachers})
     if len(rows) < len(run.config.teachers) or any(row.usd is None for row in rows):
