@@ -175,6 +175,7 @@ def test_a_page_without_its_pairs_says_so(browser: Any, folder: Path, tmp_path: 
     shutil.copy(folder / "index.html", tmp_path)
     alone = Opened(browser, tmp_path / "index.html")
     alone.page.get_by_text("copy the whole folder").wait_for()
+    assert alone.found() == []
     alone.context.close()
 
 
