@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import psutil
@@ -44,6 +44,17 @@ def train_with_a_loss(notice: bool) -> dict[str, Any]:
     def steps() -> int:
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
+    def saved_step() -> int | None:
+        for part in run.path("train").rglob("part-0.json"):
+            with suppress(OSError, ValueError):  # it is on its way
+                return int(json.loads(part.read_text())["step"])
+        return None
+
+    def workers_on(node: Any) -> list[int]:
+        below = psutil.Process(raylet_of(node)).children(recursive=True)
+        pids = {child.pid for child in below}
+        return [worker.pid for worker in actors_called("RayTrainWorker") if worker.pid in pids]
+
     def kill() -> None:
         if notice:
             while steps() < STEPS_BEFORE:
@@ -52,13 +63,12 @@ def train_with_a_loss(notice: bool) -> dict[str, Any]:
                     nodes[-1].node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
                     "--reason-message", "test", "--deadline-remaining-seconds", "60"]  # fmt: skip
             subprocess.run(told, check=True, stdout=sys.stderr)
-        while not (parts := list(run.path("train").rglob("part-0.json"))):
+        while (saved := saved_step()) is None:
             time.sleep(0.05)
-        seen["saved"] = json.loads(parts[0].read_text())["step"]
-        raylet = psutil.Process(raylet_of(nodes[-1]))
-        below = {child.pid for child in raylet.children(recursive=True)}
-        workers.extend(w.pid for w in actors_called("RayTrainWorker") if w.pid in below)
-        cluster.remove_node(nodes[-1], allow_graceful=False)
+        seen["saved"] = saved
+        lost = nodes[-1] if notice else next(node for node in reversed(nodes) if workers_on(node))
+        workers.extend(workers_on(lost))
+        cluster.remove_node(lost, allow_graceful=False)
         seen["fewest"] = steps()
         while not metrics.with_name("manifest.json").exists():
             seen["fewest"] = min(seen["fewest"], steps() or seen["fewest"])
