@@ -21,9 +21,12 @@ from tests.processes import actors_called, raylet_of
 
 def add_node(cluster: Cluster, **options: Any) -> Any:
     """With a folder of its own: nodes of one session folder would unpack a job's working directory
-    over each other."""
+    over each other. With a port of its own for the agent that starts jobs: another Ray of this
+    machine has the usual one."""
     folder = tempfile.mkdtemp(dir=sys.argv[2])
-    return cluster.add_node(object_store_memory=150 << 20, temp_dir=folder, **options)
+    return cluster.add_node(
+        object_store_memory=150 << 20, temp_dir=folder, dashboard_agent_listen_port=0, **options
+    )
 
 
 def lose(cluster: Cluster, nodes: list[Any], actor: str) -> str:
