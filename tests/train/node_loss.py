@@ -28,6 +28,7 @@ from tests.processes import actors_called, raylet_of
 
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 150 << 20}
 STEPS_BEFORE = 4
+NOTICE_S = 8
 
 
 def train_with_a_loss(notice: bool) -> dict[str, Any]:
@@ -45,9 +46,12 @@ def train_with_a_loss(notice: bool) -> dict[str, Any]:
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
     def saved_step() -> int | None:
-        for part in run.path("train").rglob("part-0.json"):
-            with suppress(OSError, ValueError):  # it is on its way
-                return int(json.loads(part.read_text())["step"])
+        """Of a checkpoint that Ray Train knows of: the files alone would not be gone back to."""
+        for known in run.path("train").rglob("checkpoint_manager_snapshot.json"):
+            with suppress(OSError, ValueError, LookupError):  # it is on its way
+                return int(
+                    json.loads(known.read_text())["checkpoint_results"][-1]["metrics"]["step"]
+                )
         return None
 
     def workers_on(node: Any) -> list[int]:
@@ -56,18 +60,23 @@ def train_with_a_loss(notice: bool) -> dict[str, Any]:
         return [worker.pid for worker in actors_called("RayTrainWorker") if worker.pid in pids]
 
     def kill() -> None:
+        while steps() < STEPS_BEFORE:
+            time.sleep(0.05)
+        # one worker may have begun while the other node's core was still busy
+        lost = next(node for node in reversed(nodes) if workers_on(node))
+        workers.extend(workers_on(lost))
         if notice:
-            while steps() < STEPS_BEFORE:
-                time.sleep(0.05)
             told = ["ray", "drain-node", "--address", cluster.address, "--node-id",
-                    nodes[-1].node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-                    "--reason-message", "test", "--deadline-remaining-seconds", "60"]  # fmt: skip
+                    lost.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+                    "--reason-message", "test",
+                    "--deadline-remaining-seconds", str(NOTICE_S)]  # fmt: skip
             subprocess.run(told, check=True, stdout=sys.stderr)
+            deadline = time.monotonic() + NOTICE_S
         while (saved := saved_step()) is None:
             time.sleep(0.05)
         seen["saved"] = saved
-        lost = nodes[-1] if notice else next(node for node in reversed(nodes) if workers_on(node))
-        workers.extend(workers_on(lost))
+        if notice:  # a cloud keeps its word; a node that goes before counts as a failure
+            time.sleep(max(0.0, deadline - time.monotonic()))
         cluster.remove_node(lost, allow_graceful=False)
         seen["fewest"] = steps()
         while not metrics.with_name("manifest.json").exists():

@@ -70,19 +70,19 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_training(
 ) -> None:
     """Elastic: two workers, then the one that is left; the gradient knows no number of workers."""
     overrides = ("train.epochs=12", "train.save_steps=5", "student.lora.dropout=0")
+    calm = prepared(demo_config, *overrides, "run.name=calm")
+    train(calm, "jmamp")
+    losses = [row["loss"] for row in metric_rows(calm.path("train", "jmamp"))]
     run = prepared(demo_config, *overrides)
-    train(run, "jmamp")
-    folder = run.path("train", "jmamp")
-    losses = [row["loss"] for row in metric_rows(folder)]
     elastic = (*overrides, "train.workers=[1, 2]", "train.max_failures=1")
     found = subprocess.run(
         [sys.executable, "-m", "tests.train.node_loss", str(demo_config), *elastic],
-        capture_output=True, text=True, timeout=280,
+        capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     summary = json.loads(found.stdout)
     assert summary["killed"] == 1, found.stderr[-3000:]
-    rows = metric_rows(folder)
+    rows = metric_rows(run.path("train", "jmamp"))
     assert [row["step"] for row in rows] == list(range(1, len(losses) + 1))
     assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-4)
 
@@ -90,12 +90,12 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_training(
 def test_a_spot_notice_saves_at_once(ray_cluster: None, demo_config: Path) -> None:
     """No checkpoint is due; the only one there can be is the notice's, and training goes on from
     it."""
-    overrides = ("train.epochs=40", "train.save_steps=100000", "student.lora.dropout=0",
+    overrides = ("train.epochs=120", "train.save_steps=100000", "student.lora.dropout=0",
                  "train.notice_steps=2", "train.workers=[1, 2]")  # fmt: skip
     run = prepared(demo_config, *overrides)
     found = subprocess.run(
         [sys.executable, "-m", "tests.train.node_loss", "--notice", str(demo_config), *overrides],
-        capture_output=True, text=True, timeout=280,
+        capture_output=True, text=True, timeout=500,
         env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
