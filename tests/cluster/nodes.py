@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,12 +22,14 @@ from tests.processes import actors_called, raylet_of
 
 def add_node(cluster: Cluster, **options: Any) -> Any:
     """With a folder of its own: nodes of one session folder would unpack a job's working directory
-    over each other. With a port of its own for the agent that starts jobs: another Ray of this
-    machine has the usual one."""
+    over each other. Where another Ray of this machine has the usual port of the agent that starts
+    jobs, and where a job would find two clusters: the port and the address are its own."""
     folder = tempfile.mkdtemp(dir=sys.argv[2])
-    return cluster.add_node(
+    node = cluster.add_node(
         object_store_memory=150 << 20, temp_dir=folder, dashboard_agent_listen_port=0, **options
     )
+    Path(folder, "ray_current_cluster").write_text(cluster.address)
+    return node
 
 
 def lose(cluster: Cluster, nodes: list[Any], actor: str) -> str:
