@@ -22,6 +22,7 @@ from sp2dpo_ray.core import artifact
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import open_artifact
 from sp2dpo_ray.stages import STAGES, ray_session
+from sp2dpo_ray.teachers.catalogue import settings_of
 from tests.conftest import DEMO_PAIRS
 from tests.processes import hears_interrupts
 
@@ -85,6 +86,8 @@ def test_init_writes_a_configuration_that_loads(
     config = load_config(str(path), ())
     assert (config.run.name, config.data.source) == ("mine", 'odd "name".jsonl')
     assert config.train.workers == 4
+    for teacher in config.teachers:
+        settings_of(teacher, config.decoding)  # refuses an option that its provider does not take
     assert len(config.teachers) == len(teachers.split(",")) * (3 if teachers == "rules" else 1)
     before = path.read_bytes()
     assert inside("init", str(path), "--teachers", "rules") == 2
@@ -102,6 +105,18 @@ def test_init_asks_a_person_and_takes_the_answers(
     assert (config.run.name, config.student.model) == ("first", "tiny")
     assert (config.train.gpus_per_worker, config.train.precision) == (0, "fp32")
     assert not list(answers)
+
+
+def test_doctor_stops_a_script_while_there_is_something_to_mend(
+    demo_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inside("doctor", str(demo_config)) == 0
+    assert "next: sp2dpo prepare" in capsys.readouterr().err
+    assert inside("doctor", str(demo_config), "--set", "data.source=gone.parquet") == 2
+    said = capsys.readouterr().err
+    assert "to mend: data.source: no file or folder 'gone.parquet'" in said
+    assert "1 to mend; then again: sp2dpo doctor" in said
+    assert "next:" not in said
 
 
 def test_quiet_says_the_summary_alone(demo_config: Path) -> None:

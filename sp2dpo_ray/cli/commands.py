@@ -127,10 +127,10 @@ def _work(
             run.write_lambda()
         summary = stage(run, **more)
     tell(summary, as_json, show)
+    if problems := summary.get("problems"):  # so that a script stops here, too
+        raise ConfigError(f"{len(problems)} to mend; then again: sp2dpo {stage.name} {config}")
     if not as_json and not quiet and stage.name in NEXT:
-        again = bool(summary.get("problems"))
-        then = f"mend this, then sp2dpo {stage.name}" if again else f"sp2dpo {NEXT[stage.name]}"
-        say(f"next: {then} {config}")
+        say(f"next: sp2dpo {NEXT[stage.name]} {config}")
 
 
 def schedule(

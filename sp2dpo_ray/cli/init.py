@@ -56,7 +56,7 @@ TEACHERS = {
   - name: local
     provider: vllm # this cluster's own GPUs; see configs/teachers
     model: Qwen/Qwen3-32B
-    options: {tensor_parallel_size: 1, replicas: 1}
+    engine: {tensor_parallel: 1, replicas: 1} # GPUs of one engine, and how many engines
 """,
     "rules": """\
   - {name: alba, provider: offline, model: rules, options: {persona: balanced}} # no language model:
@@ -112,6 +112,8 @@ def init(
     def work() -> None:
         if path.exists():
             raise ConfigError(f"{path} is there already; name another file: sp2dpo init other.yaml")
+        if not sys.stdin.isatty():
+            say("this is no terminal: what no option says is taken as it is usual")
         text = configuration(
             path,
             name or _ask("Name of the run", path.stem),

@@ -56,7 +56,7 @@ def _show_arms(arms: list[dict[str, Any]]) -> None:
         title=f"{pairs} held-out pairs, 95 % paired intervals", title_justify="left", box=SIMPLE
     )
     table.add_column("arm", no_wrap=True)
-    for name in ("accuracy", "margin", "less baseline"):
+    for name in ("accuracy", "margin", "vs baseline"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for row in arms:

@@ -29,15 +29,24 @@ def read_source(source: str, *, split: str | None, revision: str | None) -> pa.T
 
     Raises DataError for a missing or unreadable file and ConfigError for an unpinned hub id.
     """
+    path = find_source(source)
+    if path is None:
+        return _read_hub(source, split, revision)
+    return _read_folder(path) if path.is_dir() else _read_file(path)
+
+
+def find_source(source: str) -> Path | None:
+    """The file or folder that `source` names; None for a data set of the hub.
+
+    Raises DataError where there is neither.
+    """
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _read_folder(path)
-    if path.is_file():
-        return _read_file(path)
+    if path.exists():
+        return path
     looks_local = path.suffix in FORMATS or path.is_absolute() or source.startswith(".")
     if looks_local or not HUB_ID.fullmatch(source):
         raise DataError(f"data.source: no file or folder {source!r} (looked in {Path.cwd()})")
-    return _read_hub(source, split, revision)
+    return None
 
 
 def _read_folder(folder: Path) -> pa.Table:

@@ -19,8 +19,9 @@ from sp2dpo_ray.core.annotation import Outcome, read_answer
 from sp2dpo_ray.core.calls import calls_of
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.prompts import load_prompts
+from sp2dpo_ray.core.sources import find_source
 from sp2dpo_ray.core.versions import RECORDED, version_of
-from sp2dpo_ray.errors import Sp2dpoError
+from sp2dpo_ray.errors import DataError, Sp2dpoError
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.teachers.base import Reply, identity
 from sp2dpo_ray.teachers.catalogue import make_teacher, settings_of
@@ -34,9 +35,9 @@ PROBE = Pair(
 
 
 def doctor(run: Run) -> Summary:
-    """Look at packages, machine, storage and teachers; say what to mend."""
+    """Look at packages, machine, storage, data and teachers; say what to mend."""
     config = run.config
-    problems: list[str] = []
+    problems = _missing_data(config)
     summary: Summary = {
         "python": platform.python_version(),
         "packages": {name: version_of(name) for name in RECORDED},
@@ -61,6 +62,16 @@ def doctor(run: Run) -> Summary:
     for problem in problems:
         say(f"doctor: to mend: {problem}")
     return summary
+
+
+def _missing_data(config: Config) -> list[str]:
+    problems = []
+    for source in filter(None, (config.data.source, config.data.eval_source)):
+        try:
+            find_source(source)
+        except DataError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _examine(teacher: TeacherSection, config: Config, problems: list[str]) -> dict[str, Any]:
