@@ -112,8 +112,11 @@ def init(
     def work() -> None:
         if path.exists():
             raise ConfigError(f"{path} is there already; name another file: sp2dpo init other.yaml")
-        if not sys.stdin.isatty():
-            say("this is no terminal: what no option says is taken as it is usual")
+        answers = {"name": name, "pairs": pairs, "teachers": teachers, "student": student,
+                   "gpus": gpus}  # fmt: skip
+        defaults = [key for key, value in answers.items() if value is None]
+        if defaults and not sys.stdin.isatty():
+            say(f"no terminal to ask at: defaults for {', '.join(defaults)}")
         text = configuration(
             path,
             name or _ask("Name of the run", path.stem),
