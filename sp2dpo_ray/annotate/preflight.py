@@ -16,6 +16,7 @@ import ray
 from sp2dpo_ray.annotate.client import make_clients
 from sp2dpo_ray.annotate.record import Record
 from sp2dpo_ray.annotate.spec import PanelSpec
+from sp2dpo_ray.config import TeacherSection
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.pairs import Pair
@@ -43,8 +44,9 @@ def preflight(
         if isinstance(error.cause, Sp2dpoError):
             raise error.cause from None
         raise
-    for name, reply in replies.items():
-        judge(name, reply, spec.decoding.max_output_tokens)
+    for teacher in spec.teachers:
+        if teacher.name in replies:
+            judge(teacher, replies[teacher.name], spec.decoding.max_output_tokens)
     return replies
 
 
@@ -76,12 +78,13 @@ def _ask_once(spec: PanelSpec, calls: dict[str, Call], coordinator: Any) -> dict
     return asyncio.run(ask())
 
 
-def judge(name: str, reply: Reply, cap: int) -> None:
+def judge(teacher: TeacherSection, reply: Reply, cap: int) -> None:
     """Raise what one reply says about all that would follow."""
+    name = teacher.name
     if reply.outcome in (Outcome.AUTH, Outcome.NOT_ATTEMPTED):
         raise TeacherStopped(
-            f"teacher {name}: {reply.detail}\nOne call was tried, none was answered. Mend the "
-            "cause, then run the same command"
+            f"teacher {name}: {reply.detail}\nOne call was tried, none was answered. Look at "
+            f"{_said_of(teacher)}; then run the same command"
         )
     if reply.outcome is Outcome.BUDGET_STOP:
         raise Stopped(f"budget.usd has no room for the first call of teacher {name}. Raise it")
@@ -94,3 +97,15 @@ def judge(name: str, reply: Reply, cap: int) -> None:
             "minimal for OpenAI, thinking_budget: 0 for Gemini, enable_thinking: false for "
             "DashScope), or raise decoding.max_output_tokens"
         )
+
+
+def _said_of(teacher: TeacherSection) -> str:
+    """What of a configuration decides whether a teacher answers; the key by its variable."""
+    said = [f"model {teacher.model}"]
+    if teacher.api_key_env:
+        said.insert(0, f"the key in {teacher.api_key_env}")
+    if teacher.base_url:
+        said.append(f"base_url {teacher.base_url}")
+    if teacher.options:
+        said.append(f"options {sorted(teacher.options)}")
+    return ", ".join(said)

@@ -94,8 +94,10 @@ def _show_plan(summary: Summary) -> None:
         say(f"judging {name}: {row['students']} students, {row['calls']:,} calls, {money}")
     if summary["spent_usd"]:
         say(f"spent so far, cut-off attempts at their worst: ${summary['spent_usd']:,.2f}")
-    if summary["budget_usd"] is not None:
-        say(f"budget.usd: ${summary['budget_usd']:,.2f}")
+    if (budget := summary["budget_usd"]) is not None:
+        needed = (summary["cost_usd"] or 0.0) + summary["spent_usd"]
+        enough = "enough" if needed <= budget else "not enough: annotation will stop there"
+        say(f"budget.usd: {budget:g} USD, {enough}")
 
 
 def _show_agreement(summary: Summary) -> None:

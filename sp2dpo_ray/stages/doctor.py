@@ -82,7 +82,7 @@ def _examine(teacher: TeacherSection, config: Config, problems: list[str]) -> di
             return found | {"state": "runs on this cluster; annotate looks for vLLM and the GPUs"}
         made = make_teacher(teacher, config.decoding)
         reply = asyncio.run(_ask(made, teacher, config))
-        judge(teacher.name, reply, config.decoding.max_output_tokens)
+        judge(teacher, reply, config.decoding.max_output_tokens)
     except Sp2dpoError as error:
         problems.append(str(error))
         return found | {"state": "cannot be asked"}

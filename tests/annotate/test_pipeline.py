@@ -201,7 +201,7 @@ def test_a_refused_key_stops_the_stage_and_the_right_one_goes_on(demo_config: Pa
         )  # fmt: skip
         assert wrong.returncode == 4
         assert "teacher web: AuthenticationError" in wrong.stderr
-        assert "One call was tried, none was answered" in wrong.stderr
+        assert "One call was tried, none was answered. Look at the key in TEST_KEY" in wrong.stderr
         assert "Traceback" not in wrong.stderr
         assert "canary-wrong-key" not in wrong.stderr
         process = sp2dpo("annotate", str(demo_config), "--json", *overrides)
