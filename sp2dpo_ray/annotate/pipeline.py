@@ -128,7 +128,7 @@ class Tally:
         parts = [f"{rate:,.1f}/s"]
         if self.usd.get(teacher):
             parts.append(f"${self.usd[teacher]:,.2f}")
-        if self.reused[teacher]:
+        if self.reused[teacher] > 0:  # the call before the flood counts against it
             parts.append(f"{self.reused[teacher]:,} on record")
         if self.skipped[teacher]:
             parts.append(f"{self.skipped[teacher]:,} skipped")

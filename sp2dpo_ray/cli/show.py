@@ -94,7 +94,8 @@ def _show_plan(summary: Summary) -> None:
         say(f"judging {name}: {row['students']} students, {row['calls']:,} calls, {money}")
     if summary["spent_usd"]:
         say(f"spent so far, cut-off attempts at their worst: ${summary['spent_usd']:,.2f}")
-    if (budget := summary["budget_usd"]) is not None:
+    budget, left = summary["budget_usd"], summary["calls"] - summary["calls_recorded"]
+    if budget is not None and left:
         needed = (summary["cost_usd"] or 0.0) + summary["spent_usd"]
         enough = "enough" if needed <= budget else "not enough: annotation will stop there"
         say(f"budget.usd: {budget:g} USD, {enough}")
