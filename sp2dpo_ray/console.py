@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,26 @@ def say(text: str) -> None:
         print(json.dumps(line | {"message": text}), file=sys.stderr, flush=True)
     else:
         stderr.print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def without_lines(words: str) -> Iterator[None]:
+    """Keep lines with these words off stderr, also those that a library's C++ writes past Python;
+    the others are said when the block ends."""
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            aside.seek(0)
+            for line in aside.read().decode(errors="replace").splitlines():
+                if words not in line:
+                    say(line)
 
 
 @contextmanager

@@ -340,3 +340,15 @@ def test_lines_for_machines_say_whose_they_are(demo_config: Path) -> None:
     assert (line["stage"], len(line["lambda_id"])) == ("schedule", 64)
     assert "run: sp2dpo annotate" in line["message"]
     assert line["time"].endswith("+00:00")
+
+
+@pytest.mark.ray
+def test_lines_for_machines_are_all_that_a_stage_on_ray_says(demo_config: Path) -> None:
+    assert sp2dpo("prepare", str(demo_config)).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "sp2dpo_ray", "annotate", str(demo_config), "--set", "run.name=test"],
+        capture_output=True, text=True, env=os.environ | {"SP2DPO_LOG": "json"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert said[-1] == f"next: sp2dpo schedule {demo_config} --set run.name=test"

@@ -8,6 +8,7 @@ see `guard.py`.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -127,10 +128,11 @@ def _work(
             run.write_lambda()
         summary = stage(run, **more)
     tell(summary, as_json, show)
+    same = shlex.join([config, *(word for one in overrides or () for word in ("--set", one))])
     if problems := summary.get("problems"):  # so that a script stops here, too
-        raise ConfigError(f"{len(problems)} to mend; then again: sp2dpo {stage.name} {config}")
+        raise ConfigError(f"{len(problems)} to mend; then again: sp2dpo {stage.name} {same}")
     if not as_json and not quiet and stage.name in NEXT:
-        say(f"next: sp2dpo {NEXT[stage.name]} {config}")
+        say(f"next: sp2dpo {NEXT[stage.name]} {same}")
 
 
 def schedule(

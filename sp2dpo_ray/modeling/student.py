@@ -7,6 +7,7 @@ template change.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -29,6 +30,10 @@ from sp2dpo_ray.modeling.layout import PLAIN
 from sp2dpo_ray.modeling.lora import speed_up
 
 QUANTIZED = "nf4"
+# transformers loads DeepSpeed wherever it is installed, and that warns of a machine without a GPU
+logging.getLogger("DeepSpeed").addFilter(
+    lambda record: "Setting accelerator to CPU" not in record.getMessage()
+)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, QUANTIZED: torch.bfloat16}
 IDENTIFYING = ("*.safetensors", "config.json", "tokenizer*", "*.jinja", "special_tokens_map.json")
 

@@ -15,12 +15,13 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sp2dpo_ray.console import about, say
+from sp2dpo_ray.console import about, say, without_lines
 from sp2dpo_ray.errors import ConfigError
 
 if TYPE_CHECKING:  # the table of stages is read for each `--help`
     from sp2dpo_ray.run import Run, Summary
 
+LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 OBJECT_STORE_BYTES = 1 << 30  # for a Ray of our own; the default takes a third of the memory
 
 
@@ -163,7 +164,7 @@ def ray_session(address: str | None, extra: str = "annotate") -> Iterator[None]:
     what brings Ray where it is missing."""
     # no usage report leaves this machine unless its owner asked for it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault(LOG_LEVEL, "fatal")
     try:
         import ray
         from ray.data import DataContext
@@ -204,14 +205,15 @@ def _session(ray: Any, address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     local = {} if address else {"object_store_memory": OBJECT_STORE_BYTES}
-    context = ray.init(
-        # "local": without it Ray joins whatever cluster somebody started on this machine
-        address=address or "local",
-        include_dashboard=None if address else False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        **local,
-    )
+    with without_lines(LOG_LEVEL):  # Ray says that it obeys, on every start
+        context = ray.init(
+            # "local": without it Ray joins whatever cluster somebody started on this machine
+            address=address or "local",
+            include_dashboard=None if address else False,
+            logging_level="ERROR",
+            log_to_driver=False,
+            **local,
+        )
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url}")
     try:
