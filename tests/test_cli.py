@@ -346,7 +346,8 @@ def test_lines_for_machines_say_whose_they_are(demo_config: Path) -> None:
 def test_lines_for_machines_are_all_that_a_stage_on_ray_says(demo_config: Path) -> None:
     assert sp2dpo("prepare", str(demo_config)).returncode == 0
     done = subprocess.run(
-        [sys.executable, "-m", "sp2dpo_ray", "annotate", str(demo_config), "--set", "run.name=test"],
+        [sys.executable, "-m", "sp2dpo_ray", "annotate", str(demo_config),
+         "--set", "run.name=test"],
         capture_output=True, text=True, env=os.environ | {"SP2DPO_LOG": "json"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

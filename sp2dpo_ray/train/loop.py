@@ -8,6 +8,7 @@ workers; a run that was interrupted goes on where its last checkpoint was taken.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray.train
@@ -145,6 +146,8 @@ def train_worker(config: dict[str, Any]) -> None:
     if rank == 0 and not task.probe:
         export = "bf16" if weights == QUANTIZED else options.precision
         save_student(task.student, task.lora, export, trained, tokenizer, task.output)
+    with suppress(OSError):  # a checkpoint that is still on its way holds it
+        place.rmdir()
 
 
 def _hand_over(checkpoint: ray.train.Checkpoint | None, metrics: dict[str, Any]) -> None:
