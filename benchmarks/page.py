@@ -69,7 +69,7 @@ def page_data(path: Path, files: list[Path], count: int) -> PageData:
         stages={}, panel=PANEL, schedule=schedule, digest="0" * 64, figures=made.quality,
         pairs=pairs, score_gap=None, flipped=doubted(schedule, PANEL),
         listed=dict(zip(*listed.select(["prompt_id", "why"]).to_pydict().values(), strict=True)),
-        arms=[], curves={}, judged=[], betas={}, by_category={}, without_model=[], predictors=[],
+        arms=[], curves={}, judged=[], betas={}, by_category={}, without_model={}, predictors=[],
         languages=[], prompt_languages=dict.fromkeys(ids, "en"), costs=[],
     )  # fmt: skip
 

@@ -76,6 +76,13 @@ def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None
         ("train.workers=[1, 65]", "workers must not exceed pairs_per_step, got (1, 65) and 64"),
         ("train.workers=0", "train.workers"),
         ("train.loss=dop", "train: method 'dop' is unknown; the methods are ['logistic', "),
+        (
+            "train.loss=simpo",
+            "train.arm: jmamp has betas of sums over tokens, train.loss simpo takes",
+        ),
+        ("train={loss: simpo, arm: 'dpo:0.1/random@1'}", "per token; beta 0.1 is not within"),
+        ("train.loss=repo", "repo knows no beta"),
+        ("train={loss: hybrid, arm: 'dpo:0.1'}", "hybrid begins with a schedule's betas"),
         ("train.loss_options={cdpo: {eps: 0.1}}", "method cdpo takes no option 'eps'"),
         ("train.loss_options={cdpo: {epsilon: 0.5}}", "epsilon must be at least 0 and below 0.5"),
         ("sweep.arms=['dpo:0.1', 'dpo:0.10']", "'dpo:0.1' and 'dpo:0.10' are the same arm"),

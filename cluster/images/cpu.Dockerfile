@@ -23,5 +23,8 @@ COPY jobs jobs
 COPY configs configs
 RUN pip install --constraint constraints-cpu.txt '.[all]'
 
+# Ray's launcher mounts the cluster's token below the HOME that an image names, else below /root
+ENV HOME=/home/ray
 USER 1000
+RUN mkdir -p /home/ray/.ray
 CMD ["sp2dpo", "--help"]

@@ -27,5 +27,8 @@ RUN pip install --constraint constraints.txt ".[${EXTRAS}]"
 ARG VLLM_VERSION=""
 RUN if [ -n "${VLLM_VERSION}" ]; then pip install "vllm==${VLLM_VERSION}"; fi
 
+# Ray's launcher mounts the cluster's token below the HOME that an image names, else below /root
+ENV HOME=/home/ray
 USER 1000
+RUN mkdir -p /home/ray/.ray
 CMD ["sp2dpo", "--help"]

@@ -103,6 +103,7 @@ def _check_places(config: Config) -> None:
     for name, where in (
         ("run.storage", config.run.storage),
         ("annotate.journal", config.annotate.journal),
+        ("evaluate.journal", config.evaluate.journal),
     ):
         if where is not None and "://" not in where and not Path(where).expanduser().is_absolute():
             raise ConfigError(

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sp2dpo_ray.config.panel import TeacherSection
-from sp2dpo_ray.config.section import Section
+from sp2dpo_ray.config.section import Section, without_credentials
 
 Benchmark = Literal["alpaca_eval", "mt_bench", "ifeval", "arena_hard"]
 JUDGED: tuple[Benchmark, ...] = ("alpaca_eval", "mt_bench", "arena_hard")
@@ -93,6 +93,7 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> EvaluateSection:
+        without_credentials(self.journal or "", "journal")
         for name in self.benchmarks:
             if getattr(self, name) is None:
                 raise ValueError(f"benchmarks: {name} needs its files, see evaluate.{name}")
@@ -130,4 +131,4 @@ def family_of(model: str) -> str:
 def shared_with(judge: TeacherSection, teachers: tuple[TeacherSection, ...]) -> list[str]:
     """The teachers of the judge's own model family."""
     family = family_of(judge.model)
-    return [t.name for t in teachers if t.is_model and family_of(t.model) == family]
+    return [t.name for t in teachers if not t.instead_of_model and family_of(t.model) == family]

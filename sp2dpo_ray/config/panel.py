@@ -18,7 +18,8 @@ from sp2dpo_ray.core.costs import Price
 
 NAME = r"[a-z][a-z0-9]*"
 # providers that send the pairs to somebody else's machine; each needs a key unless it is self-made
-WITHOUT_MODEL = ("offline", "scripted")
+RULES = "fixed rules on the text"
+WITHOUT_MODEL = {"offline": RULES, "scripted": "answers from a file"}
 API_PROVIDERS = frozenset({"openai", "gemini", "dashscope"})
 BATCH_PROVIDERS = frozenset({"openai", "gemini"})
 
@@ -165,9 +166,9 @@ class TeacherSection(Section):
         return self.provider == "predictor"
 
     @property
-    def is_model(self) -> bool:
-        """Whether a model answers, and not rules or a script."""
-        return self.provider not in WITHOUT_MODEL
+    def instead_of_model(self) -> str:
+        """What answers where no model does: rules or a script; '' for a model."""
+        return WITHOUT_MODEL.get(self.provider, "")
 
 
 class PromptsSection(Section):

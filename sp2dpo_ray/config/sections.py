@@ -152,6 +152,10 @@ class Config(Section):
             *(("sweep.arms", a) for a in self.sweep.arms),
         ):
             self._check_arm(where, arm, teachers, variants)
+            if where != "export.arm":  # it is read, not trained
+                self._check_loss(where, arm)
+        if self.sweep.search is not None:
+            self._check_loss("sweep.search", "jmamp")  # its arms are the schedule under other maps
         self._check_alike()
         recipe = self.recipe  # it has rules of its own
         if self.annotate.early_stop is not None and not recipe.mapping.of_gap_alone:
@@ -185,6 +189,11 @@ class Config(Section):
     @property
     def panel(self) -> Panel:
         return Panel(tuple(teacher.name for teacher in self.teachers), self.prompts.variants)
+
+    @property
+    def without_model(self) -> dict[str, str]:
+        """Teachers that are no model, and what they are."""
+        return {t.name: t.instead_of_model for t in self.teachers if t.instead_of_model}
 
     @property
     def recipe(self) -> Recipe:
@@ -235,6 +244,22 @@ class Config(Section):
             raise ValueError(
                 f"{where}: arm {name!r} is not of this panel: teachers {teachers}, "
                 f"variants {variants}"
+            )
+
+    def _check_loss(self, where: str, name: str) -> None:
+        """An arm that names no method is held to what it would be if it named `train.loss`."""
+        loss = self.train.loss
+        if parse_arm(name).method or loss == TrainSection.model_fields["loss"].default:
+            return
+        named = re.sub(r"^[^@/]+", rf"\g<0>+{loss}", name)
+        try:
+            arm = parse_arm(named)
+        except ConfigError as error:
+            raise ValueError(f"{where}: {name} under train.loss {loss}: {error}") from None
+        if arm.mean is not None:
+            raise ValueError(
+                f"{where}: {name} has betas of sums over tokens, train.loss {loss} takes means; "
+                f"name the arm {named}, which brings them to its scale"
             )
 
     @property

@@ -21,17 +21,19 @@ from sp2dpo_ray.core.artifact import (
 from sp2dpo_ray.core.place import Place
 from sp2dpo_ray.errors import ArtifactError
 
-PROCESS, JOURNAL, LINES = "lambda.json", "journal", ".jsonl"
+PROCESS, LINES = "lambda.json", ".jsonl"
+JOURNALS = ("journal/", "eval/journal/")  # the teachers', the judge's
 
 
 def push_run(folder: Path, place: Place) -> dict[str, int]:
-    """Carry every finished artifact, the journal and lambda.json; bytes by name, 0 where it was
+    """Carry every finished artifact, the journals and lambda.json; bytes by name, 0 where it was
     there. Raises ArtifactError for what was altered, before any of it goes."""
     if not (folder / PROCESS).is_file():
         raise ArtifactError(f"{folder}: no run folder (no {PROCESS} in it)")
     there = place.files("")
     carried = {}
-    for path in sorted((folder / JOURNAL).rglob(f"*{LINES}")):
+    paid = [path for name in JOURNALS for path in (folder / name).rglob(f"*{LINES}")]
+    for path in sorted(paid):
         name, size = path.relative_to(folder).as_posix(), path.stat().st_size
         carried[name] = 0
         if there.get(name) != size:  # segments only grow: of the same length they are the same
@@ -63,7 +65,7 @@ def push_artifact(folder: Path, artifact: str, place: Place) -> int:
 
 
 def pull_run(place: Place, folder: Path, *, journal: bool = True) -> dict[str, int] | None:
-    """Carry every whole artifact, the journal if wanted, and lambda.json to a run folder; bytes by
+    """Carry every whole artifact, the journals if wanted, and lambda.json to a run folder; bytes by
     name, None where no run was pushed."""
     there = place.files("")
     if PROCESS not in there:
@@ -71,7 +73,7 @@ def pull_run(place: Place, folder: Path, *, journal: bool = True) -> dict[str, i
     carried = {
         name: _fetch(place, name, folder / _inside(name), size)
         for name, size in there.items()
-        if journal and name.startswith(f"{JOURNAL}/") and name.endswith(LINES)
+        if journal and name.startswith(JOURNALS) and name.endswith(LINES)
     }
     for name in there:
         if name.endswith(f"/{MANIFEST}"):

@@ -16,6 +16,7 @@ import jinja2
 import pyarrow as pa
 from plotly.offline import get_plotlyjs
 
+from sp2dpo_ray.config.panel import RULES
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.schedule.audit import REASONS
 from sp2dpo_ray.core.schedule.grid import Panel
@@ -56,7 +57,7 @@ class PageData:
     judged: list[dict[str, Any]]
     betas: dict[str, list[float]]
     by_category: dict[str, dict[str, dict[str, float]]]
-    without_model: list[str]
+    without_model: dict[str, str]
     predictors: list[str]
     languages: list[dict[str, Any]]
     prompt_languages: dict[str, str]
@@ -77,6 +78,7 @@ def write_page(data: PageData, folder: Path) -> None:
     environment.filters |= {"number": _number, "figure": _figure}
     text = environment.get_template("page.html").render(
         data=data,
+        rules=RULES,
         cards=overview(
             data.schedule, data.panel, data.figures, data.flipped, data.arms, data.judged,
             data.costs,

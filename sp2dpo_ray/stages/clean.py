@@ -14,7 +14,7 @@ from typing import Any
 from sp2dpo_ray.core.artifact import MANIFEST, read_manifest
 from sp2dpo_ray.errors import ArtifactError, Stopped
 from sp2dpo_ray.run import Summary
-from sp2dpo_ray.stages.status import FINISHED, artifacts_of, status
+from sp2dpo_ray.stages.status import OUTDATED, artifacts_of, status
 
 KEPT = frozenset({"prepare", "verdicts"})  # stages whose artifacts nothing here could make again
 
@@ -33,7 +33,7 @@ def clean(folder: Path, *, stale: bool = False, apply: bool = False) -> Summary:
         found += [
             (folder / row["artifact"], row["state"])
             for row in artifacts_of(folder)
-            if row["state"] != FINISHED and row["stage"] not in KEPT
+            if row["state"] == OUTDATED and row["stage"] not in KEPT
         ]
     rows: list[dict[str, Any]] = []
     for path, why in dict(found).items():

@@ -91,7 +91,10 @@ def _entries(run: Run, benchmark: str) -> list[Entry]:
         if is_generated(run, model, benchmark):
             found.append(Entry(model, benchmark, folder / OUTPUTS, folder.parent / "scores", True))
         else:
-            say(f"evaluate: {model} has no answers to {benchmark}; run: sp2dpo generate")
+            say(
+                f"evaluate: {model}, as it is now, has no answers to {benchmark}; "
+                "run: sp2dpo generate"
+            )
     for name, paths in run.config.evaluate.outputs.items():
         if benchmark in paths:
             folder = run.path("eval", name, benchmark, "scores")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sp2dpo_ray.console import bar, say
 from sp2dpo_ray.core.arms import parse_arm
-from sp2dpo_ray.core.artifact import Draft, read_manifest
+from sp2dpo_ray.core.artifact import MANIFEST, Draft, Provenance
 from sp2dpo_ray.core.files import MERGED, OUTPUTS
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.errors import ConfigError
@@ -63,9 +63,9 @@ def outputs_folder(run: Run, model: str, benchmark: str) -> Path:
     return run.path("eval", name, benchmark, "outputs")
 
 
-def _generate(run: Run, model: str, benchmark: str) -> Summary:
+def _provenance(run: Run, model: str, items: list[Item]) -> Provenance:
+    """What decides a student's answers: its weights, the questions, how they are decoded."""
     config = run.config
-    items = BENCHMARKS[benchmark].items(config.evaluate)
     inputs = {"student": run.path("student")}
     if model != BASE:
         inputs = {f"train {model}": run.path("train", parse_arm(model).folder)}
@@ -75,7 +75,13 @@ def _generate(run: Run, model: str, benchmark: str) -> Summary:
         "decoding": config.generate.model_dump(mode="json", exclude={"rows", "tensor_parallel"}),
         "precision": config.train.precision,
     }
-    provenance = run.provenance("generate", settings, inputs)
+    return run.provenance("generate", settings, inputs)
+
+
+def _generate(run: Run, model: str, benchmark: str) -> Summary:
+    config = run.config
+    items = BENCHMARKS[benchmark].items(config.evaluate)
+    provenance = _provenance(run, model, items)
     folder = outputs_folder(run, model, benchmark)
 
     def make(draft: Draft) -> None:
@@ -122,4 +128,9 @@ def _row(item: Item, row: dict[str, list], model: str) -> dict[str, object]:
 
 
 def is_generated(run: Run, model: str, benchmark: str) -> bool:
-    return read_manifest(outputs_folder(run, model, benchmark)) is not None
+    """Whether the answers that lie here are of the student that lies here, to these questions."""
+    folder = outputs_folder(run, model, benchmark)
+    if not (folder / MANIFEST).is_file():
+        return False
+    items = BENCHMARKS[benchmark].items(run.config.evaluate)
+    return run.finished(folder, _provenance(run, model, items)) is not None

@@ -88,7 +88,7 @@ def report(run: Run) -> Summary:
         judged=judged,
         betas={name: _betas(run, name) for name in trained},
         by_category={name: s["eval"].get("by_category", {}) for name, s in trained.items()},
-        without_model=[t.name for t in config.teachers if not t.is_model],
+        without_model=config.without_model,
         languages=by_language(schedule, config.panel, spoken),
         prompt_languages=spoken,
         predictors=[t.name for t in config.teachers if t.is_predictor],

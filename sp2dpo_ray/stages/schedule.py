@@ -66,7 +66,9 @@ def _facts(run: Run) -> dict[str, Any]:
         "data": [f"pairs: {source}{rows}"],
         "excluded_before": dict(sorted(Counter(reasons).items())),
         "teachers": [_teacher(t) for t in config.teachers],
-        "without_model": [t.name for t in config.teachers if not t.is_model],
+        "without_model": {
+            t.name: t.instead_of_model for t in config.teachers if t.instead_of_model
+        },
         "predictors": [t.name for t in config.teachers if t.is_predictor],
         "prompts": annotations.summary["prompts"] if annotations else "",
         "decoding": config.decoding.of_answers,

@@ -41,6 +41,18 @@ def test_ray_refuses_what_is_misspelt(path: Path) -> None:
 
 
 @each_file
+def test_ray_installs_nothing_that_was_not_asked_for(path: Path) -> None:
+    """Ray fills in what a file leaves out, on Azure an environment of conda for another Python."""
+    prepared = prepare_config(read(path))
+    assert (prepared["setup_commands"], prepared["worker_setup_commands"]) == ([], [])
+    asked = " ".join(prepared["head_setup_commands"])
+    assert asked == " ".join(read(path)["head_setup_commands"])
+    sdk = {"aws": "boto3", "gcp": "google-api-python-client", "azure": "azure-mgmt-compute"}
+    assert sdk.get(path.stem, "") in asked  # the head's autoscaler asks the cloud with it
+    assert "conda" not in asked
+
+
+@each_file
 def test_the_door_is_locked(path: Path) -> None:
     config = read(path)
     starts = config["head_start_ray_commands"][1], config["worker_start_ray_commands"][1]

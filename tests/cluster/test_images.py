@@ -49,6 +49,17 @@ def test_versions_are_pinned_and_nobody_is_root(path: Path) -> None:
     assert "RAY_AUTH_MODE=token" in text
 
 
+@each
+def test_the_launchers_token_lies_where_ray_looks(path: Path) -> None:
+    """`ray up` mounts `~/...` below the HOME of the image's environment, else below /root."""
+    text = path.read_text()
+    (home,) = re.findall(r"^ENV HOME=(.*)$", text, re.MULTILINE)
+    (name,) = re.findall(r"useradd --create-home --uid 1000 (\w+)", text)
+    assert home == f"/home/{name}"
+    # made by the user: docker would make it as root for the mount
+    assert f"USER 1000\nRUN mkdir -p {home}/.ray\n" in text
+
+
 def test_all_nodes_have_one_python() -> None:
     bases = {re.findall(r"^FROM (\S+)$", path.read_text(), re.MULTILINE)[0] for path in IMAGES}
     assert len(IMAGES) == 2

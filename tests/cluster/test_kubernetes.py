@@ -119,6 +119,13 @@ def test_the_door_is_locked() -> None:
     assert "runtimeEnvYAML" not in JOB
 
 
+def test_a_job_that_fails_leaves_the_cluster_that_others_share() -> None:
+    """KubeRay deletes the cluster before it tries again, a selected one too (kuberay issue 4516);
+    later releases refuse the two together."""
+    assert "clusterSelector" in JOB
+    assert "backoffLimit" not in JOB
+
+
 def test_groups_ask_for_the_nodes_they_need() -> None:
     gpu, annotate = (GROUPS[name]["template"]["spec"] for name in ("gpu", "annotate"))
     assert gpu["nodeSelector"] != annotate["nodeSelector"]

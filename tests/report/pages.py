@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sp2dpo_ray.config.panel import RULES
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.schedule.audit import audit_list, doubted
 from sp2dpo_ray.core.schedule.build import build_schedule
@@ -106,7 +107,7 @@ def page_data(
         ],
         "betas": {row["arm"]: [0.03, 0.08, 0.1, 0.2, 0.3] for row in arms},
         "by_category": {row["arm"]: {"Safety": {"accuracy": 0.5, "pairs": 3}} for row in arms},
-        "without_model": ["qwen"],
+        "without_model": {"qwen": RULES},
     }
     return PageData(**(values | changes))
 

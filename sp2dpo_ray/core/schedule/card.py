@@ -126,11 +126,12 @@ def _limits(recipe: Recipe, figures: Json, facts: Json) -> list[str]:
             f"{name}: a predictor. It repeats what it learned from other teachers' answers; its "
             "own card says how well."
         )
-    if facts.get("without_model"):
+    for what in dict.fromkeys(facts.get("without_model", {}).values()):
+        names = ", ".join(name for name, own in facts["without_model"].items() if own == what)
         lines.insert(
             0,
-            f"**{', '.join(facts['without_model'])}: no language model but fixed rules on the "
-            "text. This schedule is for demonstration.**",
+            f"**{names}: no language model but {what}. The schedule is worth what they are: rules "
+            "show how the method runs, a file is as good as whoever filled it.**",
         )
     for name, rows in figures["served_models"].items():
         if len(rows) > 1:
