@@ -47,6 +47,10 @@ class Stopped(Sp2dpoError):
     exit_code = 4
 
 
+class WorkerLost(Stopped):
+    """A node or a process of a training went, through no fault of the training's."""
+
+
 class TeacherStopped(Stopped):
     """A teacher cannot be asked any further (authentication, too many errors)."""
 

@@ -19,7 +19,7 @@ RANKS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"core"}),
     frozenset({"config", "console"}),
-    frozenset({"objectives", "teachers", "modeling"}),
+    frozenset({"objectives", "teachers", "modeling", "room"}),
     frozenset({"annotate", "reference", "train", "distill", "hosted"}),
     frozenset({"evaluate"}),
     frozenset({"tune", "lab"}),
@@ -33,6 +33,7 @@ RANKS: tuple[frozenset[str], ...] = (
 SAME_RANK = {("modeling", "objectives")}
 PUBLIC = "sp2dpo_ray.core.schedule.published"
 RAY_ALLOWED = {
+    "room",
     "annotate",
     "reference",
     "train",

@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[tuple[str, str], ...], ...] = (
         ("objectives", "losses on log-probs"),
         ("teachers", "a file a provider"),
         ("modeling", "students: tokens, forward, LoRA"),
+        ("room", "what the cluster holds"),
     ),
     (("config", "one YAML file, checked"), ("console", "progress, messages")),
     (("core", "the method as pure functions: schedule, arms, artifacts, pairs"),),

@@ -31,6 +31,7 @@ from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.pairs import pairs_from
 from sp2dpo_ray.errors import ConfigError, TeacherStopped
+from sp2dpo_ray.room import room
 from sp2dpo_ray.teachers.settings import options_of
 from sp2dpo_ray.teachers.vllm import Options, reply_of, settings_of
 
@@ -83,7 +84,7 @@ def engine_config(section: TeacherSection) -> Any:
 
 def check_machine(section: TeacherSection) -> None:
     """vLLM where the GPUs are, and GPUs enough; else the engine would wait for ever."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    gpus = int(room([{"GPU": 1.0}] * section.engine.gpus).get("GPU", 0))
     where = ray.remote(num_gpus=1)(_has_vllm).remote() if gpus else None
     if not (ray.get(where) if where is not None else _has_vllm()):
         raise ConfigError(

@@ -18,6 +18,8 @@ from sp2dpo_ray.errors import ConfigError
 NOT_THE_RESULT = frozenset(
     {
         "arm",
+        "workers",
+        "gpus_per_worker",
         "keep",
         "max_failures",
         "save_steps",

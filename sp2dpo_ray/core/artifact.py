@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sp2dpo_ray import __version__
-from sp2dpo_ray.core.hashing import canonical_json, sha256_file, sha256_hex
+from sp2dpo_ray.core.hashing import canonical_json, sha256_file, sha256_hex, sha256_once
 from sp2dpo_ray.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -178,25 +178,12 @@ def open_artifact(folder: Path) -> Manifest:
         if not path.is_file():
             raise ArtifactError(f"{path}: listed in the manifest but missing; remove {folder} "
                                 "and run the stage again")  # fmt: skip
-        if _sha256_once(path) != digest:
+        if sha256_once(path) != digest:
             raise ArtifactError(
                 f"{path}: altered since it was published (its SHA-256 differs from the manifest); "
                 f"restore it, or remove {folder} and run the stage again"
             )
     return manifest
-
-
-_hashed: dict[tuple[str, int, int, int], str] = {}
-
-
-def _sha256_once(path: Path) -> str:
-    """The hash of a file. One that this process has hashed, and whose inode, size and time of
-    change are the same, is not read again: a sweep looks at every arm's weights many times."""
-    state = path.stat()
-    mark = (str(path), state.st_ino, state.st_size, state.st_ctime_ns)
-    if mark not in _hashed:
-        _hashed[mark] = sha256_file(path)
-    return _hashed[mark]
 
 
 def _flush(path: Path) -> None:

@@ -25,6 +25,7 @@ EVAL_DIAGNOSTICS = "eval_diagnostics.parquet"
 REFERENCE = "reference.parquet"
 
 BETAS = "betas.parquet"  # the arm's beta of each training pair
+CHECKPOINTS = "checkpoints"  # of a training on its way, below a part of its key
 METRICS_LINES = "metrics.jsonl"  # one line a logged step
 TRAJECTORY = "trajectory.parquet"  # betas that moved: step by step what each pair was given
 TRAINING = "training.json"  # what the training was made with

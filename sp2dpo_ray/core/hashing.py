@@ -35,6 +35,19 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_hashed: dict[tuple[str, int, int, int], str] = {}
+
+
+def sha256_once(path: Path) -> str:
+    """The hash of a file. One that this process has hashed, and whose inode, size and time of
+    change are the same, is not read again: a sweep looks at every arm's weights many times."""
+    state = path.stat()
+    mark = (str(path), state.st_ino, state.st_size, state.st_ctime_ns)
+    if mark not in _hashed:
+        _hashed[mark] = sha256_file(path)
+    return _hashed[mark]
+
+
 def uniform_draws(ids: Iterable[str], *, seed: int, purpose: str) -> NDArray[np.float64]:
     """One number in [0, 1) for each id, drawn from the id itself: row order has no influence."""
     prefix = f"{purpose}:{seed}:".encode()

@@ -18,6 +18,7 @@ from sp2dpo_ray.core.artifact import (
     put_in_place,
     write_atomically,
 )
+from sp2dpo_ray.core.files import CHECKPOINTS
 from sp2dpo_ray.core.place import Place
 from sp2dpo_ray.errors import ArtifactError
 
@@ -90,6 +91,9 @@ def _pull_artifact(place: Place, artifact: str, home: Path) -> int:
     if (home / MANIFEST).is_file() and (home / MANIFEST).read_bytes() == words:
         open_artifact(home)
         return 0
+    going = home / CHECKPOINTS
+    if going.is_dir() and not (going / json.loads(words)["key"][:16]).is_dir():
+        return 0  # a training of something else is on its way here
     draft = home.with_name(f".{home.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     try:

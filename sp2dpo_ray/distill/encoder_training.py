@@ -29,6 +29,7 @@ from sp2dpo_ray.distill.encoder import EncoderModel, Reading, encode, known_in, 
 from sp2dpo_ray.distill.targets import Targets
 from sp2dpo_ray.distill.texts import Texts
 from sp2dpo_ray.errors import ConfigError, TrainingError
+from sp2dpo_ray.room import room
 
 WEIGHTS = "weights.safetensors"
 CLIP = 1.0
@@ -79,7 +80,8 @@ def fit(
 
 def _check_room(section: EncoderSection) -> None:
     """Refuse what this cluster can never start: Ray would wait without a word."""
-    present = ray.cluster_resources()
+    bundle = {"CPU": 1.0, "GPU": float(section.gpus_per_worker)}
+    present = room([bundle] * section.workers)
     for kind, each in (("CPU", 1), ("GPU", section.gpus_per_worker)):
         if section.workers * each > present.get(kind, 0):
             raise ConfigError(

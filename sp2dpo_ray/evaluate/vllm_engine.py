@@ -18,6 +18,7 @@ from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.evaluate.items import Item
 from sp2dpo_ray.reference.parts import Parts
+from sp2dpo_ray.room import room
 
 STOP, LENGTH = "stop", "length"
 DTYPES = {"bf16": "bfloat16", "fp32": "float32", "nf4": "bfloat16"}
@@ -31,7 +32,7 @@ def check_vllm() -> None:
             "generate.engine: vllm is not installed here; pip install 'ray[llm]' on every GPU node "
             "and here, or take generate.engine: transformers"
         )
-    if not ray.cluster_resources().get("GPU"):
+    if not room([{"GPU": 1.0}]).get("GPU"):
         raise ConfigError(
             "generate.engine: vllm needs a GPU, and this cluster has none; take generate.engine: "
             "transformers"

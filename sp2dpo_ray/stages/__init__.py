@@ -190,12 +190,15 @@ def check_shared_folder(run: Run, stage: Stage) -> None:
     if run.config.run.uri is None or "mirror" in run.config.run.model_fields_set:
         return
     called = all(t.mode == "interactive" and not t.on_engine for t in run.config.teachers)
+    from sp2dpo_ray.room import grows
+
     nodes = sum(node["Alive"] for node in ray.nodes())
-    if nodes > 1 and not (stage.name == "annotate" and called):
+    if (nodes > 1 or grows()) and not (stage.name == "annotate" and called):
+        how = f"has {nodes} nodes" if nodes > 1 else "starts nodes when they are asked for"
         raise ConfigError(
-            f"run.storage is an object store, and this cluster has {nodes} nodes: stage "
-            f"{stage.name} needs a folder that all of them see. Name one, run.mirror: /shared/..., "
-            "or use a cluster of one machine"
+            f"run.storage is an object store, and this cluster {how}: stage {stage.name} needs a "
+            "folder that all of them see. Name one, run.mirror: /shared/..., or use a cluster of "
+            "one machine"
         )
 
 

@@ -88,6 +88,10 @@ def arm_of(values: dict[str, Any]) -> str:
 
 def _try(run: Run, values: dict[str, Any], tell: Tell, looks: int) -> float:
     name = arm_of(values)
+    try:
+        parse_arm(name).bounds(run.config.recipe)
+    except ConfigError as error:  # of this point alone, not of the search
+        raise TrainingError(f"{name} cannot be: {error}") from error
 
     def on_row(row: dict[str, Any]) -> None:
         # of the last step the end tells, once the artifact is there

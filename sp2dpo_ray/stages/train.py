@@ -23,6 +23,7 @@ from sp2dpo_ray.core.arms import Arm, parse_arm
 from sp2dpo_ray.core.artifact import MANIFEST, Provenance, read_manifest
 from sp2dpo_ray.core.files import (
     ADAPTER,
+    CHECKPOINTS,
     EVAL,
     EVAL_PAIRS,
     HELD_OUT,
@@ -46,7 +47,6 @@ from sp2dpo_ray.train.metrics import write_hparams
 from sp2dpo_ray.train.task import UNBOUNDED, TrainTask
 from sp2dpo_ray.train.trackers import settings
 
-CHECKPOINTS = "checkpoints"
 SCORES = ("accuracy", "margin")  # of the held-out pairs, beside the options in TensorBoard
 
 

@@ -18,6 +18,7 @@ from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.artifact import read_manifest
 from sp2dpo_ray.core.calls import Call, TeacherIdentity
 from sp2dpo_ray.core.costs import Usage
+from sp2dpo_ray.core.hashing import sha256_once
 from sp2dpo_ray.errors import ArtifactError, ConfigError
 from sp2dpo_ray.teachers.settings import Settings
 
@@ -69,6 +70,9 @@ def identity(teacher: TeacherSection, decoding: DecodingSection) -> TeacherIdent
     settings, model = decoding.of_answers | {"options": teacher.options}, teacher.model
     if teacher.is_predictor:  # it decodes nothing, and is what its files are, wherever they lie
         settings, model = {}, _digest(Path(teacher.model))
+    script = teacher.options.get("script")
+    if teacher.provider == "scripted" and script is not None:  # as is a file of answers
+        settings |= {"options": teacher.options | {"script": _hash_of(teacher, Path(script))}}
     return TeacherIdentity(teacher.name, teacher.provider, model, settings)
 
 
@@ -77,6 +81,12 @@ def _digest(folder: Path) -> str:
     if manifest is None:
         raise ArtifactError(f"{folder}: holds no predictor; run: sp2dpo distill, or name another")
     return manifest.digest
+
+
+def _hash_of(teacher: TeacherSection, script: Path) -> str:
+    if not script.is_file():
+        raise ConfigError(f"teachers: {teacher.name}: options.script: no file {str(script)!r}")
+    return sha256_once(script)
 
 
 def api_key(teacher: TeacherSection) -> str | None:

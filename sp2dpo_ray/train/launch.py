@@ -11,26 +11,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
+from ray.exceptions import RayError, RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 
 from sp2dpo_ray.console import say
-from sp2dpo_ray.core.files import METRICS_LINES
+from sp2dpo_ray.core.files import CHECKPOINTS, METRICS_LINES
 from sp2dpo_ray.core.threads import off_main_thread
-from sp2dpo_ray.errors import DISK_FULL, ConfigError, Sp2dpoError, Stopped, TrainingError
+from sp2dpo_ray.errors import (
+    DISK_FULL,
+    ConfigError,
+    Sp2dpoError,
+    Stopped,
+    TrainingError,
+    WorkerLost,
+)
+from sp2dpo_ray.room import room
 from sp2dpo_ray.train.loop import train_worker
 from sp2dpo_ray.train.task import TrainTask
 
 WATCH_EVERY_S = 0.5
+# what befalls workers, not what they do: a node that goes, a process that is killed
+LOST = (RayError, WorkerHealthCheckFailedError, PreemptionError)
 
 
 def train_arm(task: TrainTask, *, follow: Callable[[dict[str, Any]], None]) -> None:
     """Train the arm to its end; follow(row) is given each line of metrics.jsonl as it comes.
 
     Raises TrainingError with the first worker's words if training fails, ConfigError if the
-    cluster has no room for a worker, Stopped where the disk is full: the same call goes on.
+    cluster has no room for a worker, WorkerLost where one went more often than
+    `train.max_failures`, Stopped where the disk is full: the same call goes on.
     """
     options = task.options
     gpu = options.gpus_per_worker > 0
@@ -44,7 +56,7 @@ def train_arm(task: TrainTask, *, follow: Callable[[dict[str, Any]], None]) -> N
         ),
         run_config=RunConfig(
             name=task.key[:16],
-            storage_path=str(task.output / "checkpoints"),
+            storage_path=str(task.output / CHECKPOINTS),
             failure_config=FailureConfig(max_failures=options.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=options.keep),
         ),
@@ -60,6 +72,12 @@ def train_arm(task: TrainTask, *, follow: Callable[[dict[str, Any]], None]) -> N
             ) from error
         if isinstance(cause, ConfigError):  # something that a node of the cluster lacks
             raise ConfigError(str(cause)) from error
+        if isinstance(cause, LOST) and not isinstance(cause, RayTaskError):
+            raise WorkerLost(
+                f"a worker of the training in {task.output} was lost: {type(cause).__name__}: "
+                f"{cause}. The same command goes on from the last checkpoint; train.max_failures "
+                "says how often it does so by itself"
+            ) from error
         words = str(cause) if isinstance(cause, Sp2dpoError) else f"{type(cause).__name__}: {cause}"
         raise TrainingError(f"arm training in {task.output} failed: {words}") from error
 
@@ -85,7 +103,7 @@ def _fit(trainer: TorchTrainer, metrics: Path, follow: Callable[[dict[str, Any]]
 
 def _check_room(workers: int, per_worker: dict[str, float]) -> None:
     """Refuse what this cluster can never start: Ray would wait without a word."""
-    present = ray.cluster_resources()
+    present = room([per_worker] * workers)
     for kind, share in per_worker.items():
         if workers * share > present.get(kind, 0):
             raise ConfigError(

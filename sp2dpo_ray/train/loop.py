@@ -79,6 +79,7 @@ def train_worker(config: dict[str, Any]) -> None:
         ),
         strategy.model,
         device,
+        share=min(1.0, options.gpus_per_worker or 1.0),
     )
     if rank == 0:
         write_record(task, tokenizer, pairs, plan, memory, device)

@@ -29,16 +29,19 @@ class Decision:
     free: int = 0
 
 
-def decide(setting: str, loss_of_largest: Any, model: Any, device: torch.device) -> Decision:
+def decide(
+    setting: str, loss_of_largest: Any, model: Any, device: torch.device, *, share: float = 1.0
+) -> Decision:
     """Carry out `train.gradient_checkpointing`: on, off, or what a first forward pass says.
 
-    loss_of_largest: computes the loss of the batch that needs the most memory, with a graph.
+    loss_of_largest: computes the loss of the batch that needs the most memory, with a graph. share:
+    of the device that is this worker's; others on it measure the same free memory.
     """
     decision = Decision(setting == "on")
     if setting == "auto":
-        free = free_bytes(device)  # before the pass: the allocator keeps what it took
+        free = int(share * free_bytes(device))  # before the pass: the allocator keeps what it took
         try:
-            needed = saved_bytes(loss_of_largest)
+            needed = saved_bytes(loss_of_largest, model)
         except torch.OutOfMemoryError:
             needed = free
         decision = Decision(needed > SHARE * free, needed, free)
@@ -59,14 +62,15 @@ def _anywhere(on: bool, device: torch.device) -> bool:
     return bool(flag)
 
 
-def saved_bytes(forward: Any) -> int:
-    """Bytes that a forward pass keeps for its backward pass; weights and what is kept anyway not
-    counted."""
+def saved_bytes(forward: Any, model: torch.nn.Module) -> int:
+    """Bytes that a forward pass keeps for its backward pass; the model's own weights, views of them
+    too, are there anyway and not counted."""
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     seen: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 
 from sp2dpo_ray import errors
 from sp2dpo_ray.config import TrainSection
 from sp2dpo_ray.core.threads import off_main_thread
-from sp2dpo_ray.errors import ConfigError, Sp2dpoError, TrainingError
+from sp2dpo_ray.errors import ConfigError, Sp2dpoError, TrainingError, WorkerLost
+from sp2dpo_ray.room import grows, room
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 LOST_TWICE = 3  # times that a trial begins again after its node was lost
@@ -108,6 +108,8 @@ def attempt(arm: str, work: Callable[[str], Any]) -> tuple[dict[str, str], Any]:
     done = None
     try:
         done = work(arm)
+    except WorkerLost:
+        raise  # Tune begins the trial again, which goes on from its checkpoint
     except TrainingError as error:
         state, reason, kind = FAILED, str(error), "TrainingError"
     except Sp2dpoError as error:
@@ -140,7 +142,8 @@ def ended(
 
 def room_for(train: TrainSection, asked: int | None) -> int:
     """How many trainings the cluster holds at once, and no more than were asked for."""
-    present = ray.cluster_resources()
+    bundle = {"CPU": 1.0, "GPU": float(train.gpus_per_worker)}
+    present = room([bundle] * train.least_workers)
     each = {"CPU": float(train.least_workers), "GPU": train.least_workers * train.gpus_per_worker}
     fits = min(int(present.get(kind, 0) // share) for kind, share in each.items() if share)
     if fits < 1:
@@ -148,4 +151,6 @@ def room_for(train: TrainSection, asked: int | None) -> int:
             f"train.workers: one arm needs {each['CPU']:g} CPUs and {each['GPU']:g} GPUs, the Ray "
             f"cluster has {present.get('CPU', 0):g} and {present.get('GPU', 0):g}"
         )
+    if asked and grows():
+        return asked  # those that wait for their workers make nodes come
     return min(fits, asked or fits)

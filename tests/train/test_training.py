@@ -39,7 +39,7 @@ from sp2dpo_ray.stages.student import student_ref
 from sp2dpo_ray.stages.train import train
 from sp2dpo_ray.train.loop import steps_of
 from sp2dpo_ray.train.loss import Loss
-from sp2dpo_ray.train.memory import decide, saved_bytes
+from sp2dpo_ray.train.memory import decide, free_bytes, saved_bytes
 from sp2dpo_ray.train.metrics import METRICS, means
 from sp2dpo_ray.train.step import Computing, Team, accumulate, pair_logps
 from sp2dpo_ray.train.task import Pairs
@@ -202,7 +202,9 @@ def test_checkpointed_activations_change_no_bit(
             assert decide(setting, None, model, how.device).on is (setting == "on")
             torch.manual_seed(0)
             found.append(gradient(model, pairs, [0, 5, 7], 400, pad_id, layout)[0])
-            kept.append(saved_bytes(lambda: pair_logps(Scorer(model), pairs, [0, 5, 7], how)))
+            kept.append(
+                saved_bytes(lambda: pair_logps(Scorer(model), pairs, [0, 5, 7], how), model)
+            )
     assert torch.equal(*found)
     assert kept[1] < kept[0] / 2
 
@@ -216,7 +218,9 @@ def test_memory_decides_about_checkpointing(
     def forward() -> Any:
         return pair_logps(Scorer(model.train()), pairs, [0, 1], how)
 
-    needed = saved_bytes(forward)
+    needed = saved_bytes(forward, model)
+    half = decide("auto", forward, model, how.device, share=0.5)
+    assert half.free == pytest.approx(free_bytes(how.device) / 2, rel=0.2)
     for free, expected in ((2 * needed, False), (needed, True)):
         monkeypatch.setattr("sp2dpo_ray.train.memory.free_bytes", lambda device, free=free: free)
         random_state = torch.get_rng_state()
