@@ -58,6 +58,10 @@ class EncodedPair:
         return not CUTS.isdisjoint(self.notes)
 
     @property
+    def shorter_response(self) -> int:
+        return min(len(self.chosen), len(self.rejected))
+
+    @property
     def longest_row(self) -> int:
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
