@@ -120,6 +120,8 @@ def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None
         ("annotate.early_stop=-1", "annotate.early_stop: Input should be greater than or equal"),
         # pragma: allowlist nextline secret
         ("annotate.journal=s3://key:secret@bucket/x", "journal must hold no credentials"),
+        # pragma: allowlist nextline secret
+        ("evaluate.journal=s3://key:secret@bucket/x", "journal must hold no credentials"),
         ("annotate.journal='s3://b/x?access_key=k'", "journal must hold no credentials"),
         ("decoding.n=2", "decoding.n: Input should be 1, got 2"),
     ],
@@ -228,3 +230,14 @@ def test_every_shape_of_the_table_can_be_configured() -> None:
     assert get_args(shape.annotation) == tuple(SHAPES)
     for row in SHAPES.values():
         assert set(row.keys) <= set(MappingSection.model_fields)
+
+
+def test_where_a_training_runs_is_no_part_of_it(minimal: str) -> None:
+    """A checkpoint goes on with other workers, and a finished arm is not trained anew for them."""
+    arm = parse_arm("jmamp")
+    one, four = (
+        load_config(minimal, (f"train.workers={n}", "train.gpus_per_worker=0")).training(arm)
+        for n in (1, 4)
+    )
+    assert one == four
+    assert one != load_config(minimal, ("train.epochs=7",)).training(arm)

@@ -136,6 +136,7 @@ def test_what_works_on_one_machine_alone_is_refused(demo_config: Path, tmp_path:
     for override, words in (
         ("run.storage=runs", r"run\.storage: 'runs' is relative"),
         ("annotate.journal=shared/journal", r"annotate\.journal: 'shared/journal' is relative"),
+        ("evaluate.journal=judged", r"evaluate\.journal: 'judged' is relative"),
     ):
         config = load_config(str(demo_config), (override,))
         with pytest.raises(ConfigError, match=words):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sp2dpo_ray.core import artifact
+from sp2dpo_ray.core import artifact, hashing
 from sp2dpo_ray.core.artifact import Provenance, open_artifact, publish, read_manifest
 from sp2dpo_ray.errors import ArtifactError
 from tests.core.schedule.test_columns import annotations, build
@@ -67,8 +67,8 @@ def test_a_file_is_hashed_again_when_it_has_changed_and_not_before(
     with artifact.publish(tmp_path / "a", artifact.Provenance("pairs", "k", "l", {})) as draft:
         (draft.path / "weights").write_bytes(b"one")
     read = []
-    plain = artifact.sha256_file
-    monkeypatch.setattr(artifact, "sha256_file", lambda path: read.append(path) or plain(path))
+    plain = hashing.sha256_file
+    monkeypatch.setattr(hashing, "sha256_file", lambda path: read.append(path) or plain(path))
     for _ in range(3):
         artifact.open_artifact(tmp_path / "a")
     assert len(read) == 1

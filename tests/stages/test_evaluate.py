@@ -403,6 +403,11 @@ def test_students_answer_and_are_scored_without_a_judge(
     summary = evaluated(run)
     assert (summary["scored"], summary["calls_made"]) == (2, 0)
     assert {row["model"] for row in summary["table"]} == {"base", "dpo:0.1"}
+    # answers that were decoded otherwise are not judged as those that are wanted now
+    shorter = run.config.model_validate(run.config.resolved | {
+        "generate": run.config.resolved["generate"] | {"max_new_tokens": 6}})  # fmt: skip
+    with pytest.raises(DataError, match="no answers are there; run: sp2dpo generate"):
+        evaluated(Run(shorter))
     if find_spec("vllm") is None:
         engine = run.config.model_validate(run.config.resolved | {
             "generate": run.config.resolved["generate"] | {"engine": "vllm"}})  # fmt: skip

@@ -61,6 +61,44 @@ def test_a_run_goes_to_a_bucket_and_comes_back_and_goes_on(
     assert contents(elsewhere) == contents(run.folder)
 
 
+def test_a_judges_journal_goes_along(demo_config: Path, tmp_path: Path) -> None:
+    run = Run(load_config(str(demo_config)))
+    run.write_lambda()
+    STAGES["prepare"](run)
+    for name in ("journal/alba", "eval/journal/judge"):
+        run.path(*name.split("/")).mkdir(parents=True)
+        run.path(*name.split("/"), "0001.jsonl").write_text(f"{name}\n")
+    there, back = tmp_path / "there", tmp_path / "back"
+    push(run.folder, str(there))
+    pull(str(there), back)
+    assert (
+        back / "eval" / "journal" / "judge" / "0001.jsonl"
+    ).read_text() == "eval/journal/judge\n"
+    assert contents(back) == contents(run.folder)
+
+
+def test_a_pull_leaves_a_training_on_its_way(demo_config: Path, tmp_path: Path) -> None:
+    """The place holds the arm of earlier options; here another training of it has a checkpoint."""
+    run = Run(load_config(str(demo_config)))
+    run.write_lambda()
+    folder = run.path("train", "jmamp")
+    with run.publish(folder, run.provenance("train", "earlier", {})) as draft:
+        (draft.path / "metrics.jsonl").write_text("earlier\n")
+    there = tmp_path / "there"
+    push(run.folder, str(there))
+    earlier = contents(folder)
+    (folder / "manifest.json").unlink()
+    step = folder / "checkpoints" / "another-training" / "step-5"
+    step.mkdir(parents=True)
+    pull(str(there), run.folder)
+    assert step.is_dir()
+    assert not (folder / "manifest.json").exists()
+    # what is on its way is what lies there: it was finished elsewhere, and is taken
+    step.parent.rename(step.parent.with_name(run.provenance("train", "earlier", {}).key[:16]))
+    pull(str(there), run.folder)
+    assert contents(folder) == earlier
+
+
 class Breaks:
     """A place whose connection is lost after so many files."""
 

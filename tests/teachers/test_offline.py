@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import read_answer
 from sp2dpo_ray.core.calls import calls_of
+from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.errors import ConfigError
@@ -90,3 +92,24 @@ def test_offline_rules_see_the_gaps_of_the_demo(demo_rows: list[dict[str, Any]])
 def test_options_that_a_teacher_does_not_know_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="option"):
         make_teacher(section(**changes), DECODING)
+
+
+def test_a_script_is_known_by_what_it_says(tmp_path: Path) -> None:
+    """An edited answer is another answer: without that the journal would go on with the old one."""
+    decoding = DecodingSection()
+
+    def key(path: Path) -> str:
+        section = TeacherSection(
+            name="people", provider="scripted", model="m", options={"script": str(path)}
+        )
+        return sha256_hex(identity(section, decoding).decoding)
+
+    one, moved, other = (tmp_path / name for name in ("one", "moved", "other"))
+    one.write_text("answers")
+    moved.write_text("answers")
+    other.write_text("others")
+    assert key(one) == key(moved) != key(other)
+    one.write_text("another answer")
+    assert key(one) != key(moved)
+    with pytest.raises(ConfigError, match=r"people: options\.script: no file"):
+        key(tmp_path / "gone")

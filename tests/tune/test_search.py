@@ -19,7 +19,7 @@ from sp2dpo_ray.errors import ConfigError, TrainingError
 from sp2dpo_ray.evaluate.compare import accuracy_of
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
-from sp2dpo_ray.stages.search import arm_of
+from sp2dpo_ray.stages.search import _try, arm_of
 from sp2dpo_ray.tune.search import FINISHED, HALVED, Found, Record, Tell, best_of, run_search
 from tests.processes import kill_when
 from tests.train.test_training import prepared
@@ -75,6 +75,12 @@ def test_the_best_is_of_those_that_finished(tmp_path: Path) -> None:
     ended, begun = record.read()
     assert [each.values for each in ended] == [{"a": 1}]
     assert begun == [{"a": 2}]
+
+
+def test_a_point_that_cannot_be_is_that_points_failure(demo_config: Path) -> None:
+    run = Run(load_config(str(demo_config)))
+    with pytest.raises(TrainingError, match=r"map:gate_low=0\.3 cannot be: "):
+        _try(run, {"gate_low": 0.3}, lambda step, objective: None, 1)
 
 
 @pytest.mark.ray

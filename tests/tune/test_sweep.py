@@ -13,7 +13,7 @@ import pytest
 
 from sp2dpo_ray.config import TrainSection, load_config
 from sp2dpo_ray.core.artifact import open_artifact
-from sp2dpo_ray.errors import ConfigError, TrainingError
+from sp2dpo_ray.errors import ConfigError, TrainingError, WorkerLost
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
 from sp2dpo_ray.tune.trials import Outcome, room_for, run_trials
@@ -113,6 +113,9 @@ def test_a_trial_that_is_lost_begins_again_and_tune_keeps_quiet(
         if arm == "a" and not marker.exists():
             marker.touch()
             os._exit(1)  # as when its node is gone
+        if arm == "b" and not marker.exists():
+            marker.touch()
+            raise WorkerLost("a node of its workers is gone")
 
     assert trials(tmp_path, work, ["a", "b"]) == [
         Outcome("a", "finished"), Outcome("b", "finished")
