@@ -128,9 +128,11 @@ def gpu_machine(work: Work, machines: dict[str, Machine], wanted: str | None) ->
 
 
 def gib_of_weights(work: Work) -> float:
-    """Memory that weights and optimiser take of each GPU of an arm, in GiB."""
+    """Memory that weights and optimiser take of each GPU of an arm, in GiB. Whoever shares weights
+    out has loaded them whole before, as the reference pass does."""
     each = TRAINED if work.all_weights else LOADED[work.precision]
-    return work.parameters * each / GIB / (max(work.gpus, 1) if work.shards else 1)
+    shared = each / (max(work.gpus, 1) if work.shards else 1)
+    return work.parameters * max(shared, LOADED[work.precision]) / GIB
 
 
 def needs(
