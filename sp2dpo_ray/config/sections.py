@@ -6,12 +6,12 @@ range is refused, so nothing is ever ignored.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from sp2dpo_ray.config.arm_rules import check_alike, check_arm, check_loss
 from sp2dpo_ray.config.distill import DistillSection
 from sp2dpo_ray.config.evaluate import EvaluateSection, GenerateSection
 from sp2dpo_ray.config.panel import (
@@ -25,12 +25,11 @@ from sp2dpo_ray.config.schedule import EnsembleSection, MappingSection
 from sp2dpo_ray.config.section import Section, uri_below, without_credentials
 from sp2dpo_ray.config.sweep import SweepSection
 from sp2dpo_ray.config.training import NOT_THE_RESULT, StudentSection, TrainSection
-from sp2dpo_ray.core.arms import Arm, parse_arm
+from sp2dpo_ray.core.arms import Arm
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.core.schedule.columns import ENSEMBLE
 from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.schedule.recipe import Recipe
-from sp2dpo_ray.errors import ConfigError
 
 NOT_THE_PROCESS = frozenset(
     {"run", "cluster", "audit", "export", "distill", "generate", "evaluate"}
@@ -146,17 +145,14 @@ class Config(Section):
             raise ValueError("prompts.variants and sweep.arms must not be empty")
         if ENSEMBLE in variants:
             raise ValueError(f"prompts.variants: {ENSEMBLE!r} names the ensemble's columns")
-        for where, arm in (
-            ("train.arm", self.train.arm),
-            ("export.arm", self.export.arm),
-            *(("sweep.arms", a) for a in self.sweep.arms),
-        ):
-            self._check_arm(where, arm, teachers, variants)
-            if where != "export.arm":  # it is read, not trained
-                self._check_loss(where, arm)
+        trained = [("train.arm", self.train.arm), *(("sweep.arms", a) for a in self.sweep.arms)]
         if self.sweep.search is not None:
-            self._check_loss("sweep.search", "jmamp")  # its arms are the schedule under other maps
-        self._check_alike()
+            trained.append(("sweep.search", "jmamp"))  # its arms are the schedule, otherwise mapped
+        for where, arm in (*trained, ("export.arm", self.export.arm)):
+            check_arm(where, arm, teachers, variants)
+        for where, arm in trained:
+            check_loss(where, arm, self.train.loss)
+        check_alike(self.sweep.names)
         recipe = self.recipe  # it has rules of its own
         if self.annotate.early_stop is not None and not recipe.mapping.of_gap_alone:
             raise ValueError(
@@ -220,47 +216,6 @@ class Config(Section):
                 "price: {input: ..., output: ..., as_of: YYYY-MM-DD}"
             )
         return self
-
-    def _check_alike(self) -> None:
-        seen: dict[Any, str] = {}
-        for name in self.sweep.names:
-            other = seen.setdefault(parse_arm(name).what, name)
-            if other != name:
-                raise ValueError(f"sweep.arms: {other!r} and {name!r} are the same arm")
-
-    @staticmethod
-    def _check_arm(where: str, name: str, teachers: list[str], variants: list[str]) -> None:
-        try:
-            parse_arm(name)
-        except ConfigError as error:
-            raise ValueError(f"{where}: {error}") from None
-        parts = re.split(r"[@+/]", name)[0].split("-")
-        unknown = {
-            "sa": lambda: parts[1] not in teachers or parts[2] not in variants,
-            "se": lambda: parts[1] not in teachers,
-            "ma": lambda: parts[1] not in variants,
-        }.get(parts[0], lambda: False)()
-        if unknown:
-            raise ValueError(
-                f"{where}: arm {name!r} is not of this panel: teachers {teachers}, "
-                f"variants {variants}"
-            )
-
-    def _check_loss(self, where: str, name: str) -> None:
-        """An arm that names no method is held to what it would be if it named `train.loss`."""
-        loss = self.train.loss
-        if parse_arm(name).method or loss == TrainSection.model_fields["loss"].default:
-            return
-        named = re.sub(r"^[^@/]+", rf"\g<0>+{loss}", name)
-        try:
-            arm = parse_arm(named)
-        except ConfigError as error:
-            raise ValueError(f"{where}: {name} under train.loss {loss}: {error}") from None
-        if arm.mean is not None:
-            raise ValueError(
-                f"{where}: {name} has betas of sums over tokens, train.loss {loss} takes means; "
-                f"name the arm {named}, which brings them to its scale"
-            )
 
     @property
     def resolved(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def train_arm(task: TrainTask, *, follow: Callable[[dict[str, Any]], None]) -> N
             ) from error
         if isinstance(cause, ConfigError):  # something that a node of the cluster lacks
             raise ConfigError(str(cause)) from error
-        if isinstance(cause, LOST) and not isinstance(cause, RayTaskError):
+        if _is_loss(cause):
             raise WorkerLost(
                 f"a worker of the training in {task.output} was lost: {type(cause).__name__}: "
                 f"{cause}. The same command goes on from the last checkpoint; train.max_failures "
@@ -114,9 +114,18 @@ def _check_room(workers: int, per_worker: dict[str, float]) -> None:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error of the worker that failed first, without Ray's wrappings."""
-    failures = getattr(error, "worker_failures", None) or {}
-    inner: BaseException = failures[min(failures)] if failures else error
-    while (deeper := getattr(inner, "_base_exc", None) or inner.__cause__) is not None:
-        inner = deeper
-    return inner
+    """What ended the training, without Ray's wrappings. Where a worker went, the others fail at
+    their next meeting: its loss is the cause. Else the first worker's error."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    found = [_unwrapped(failures[rank]) for rank in sorted(failures)]
+    return next((each for each in found if _is_loss(each)), found[0])
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    while (deeper := getattr(error, "_base_exc", None) or error.__cause__) is not None:
+        error = deeper
+    return error
+
+
+def _is_loss(error: BaseException) -> bool:
+    return isinstance(error, LOST) and not isinstance(error, RayTaskError)

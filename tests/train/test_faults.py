@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sp2dpo_ray.errors import Stopped
+from sp2dpo_ray.errors import Stopped, WorkerLost
 from sp2dpo_ray.stages.train import train
 from tests.processes import actors_called
 from tests.train.test_training import metric_rows, prepared
@@ -63,6 +63,28 @@ def test_a_worker_killed_in_mid_epoch_changes_no_bit(
     assert [row["loss"] for row in metric_rows(folder)] == losses
     for name, weight in weights(folder).items():
         assert torch.equal(weight, disturbed[name]), name
+
+
+def test_a_lost_worker_is_no_failure_of_its_arm(ray_cluster: None, demo_config: Path) -> None:
+    """None may be lost, so the command ends; the same one goes on."""
+    run = prepared(demo_config, "train.epochs=12", "train.save_steps=5")
+    folder = run.path("train", "jmamp")
+
+    def kill() -> None:
+        while not list(folder.rglob("checkpoint_manager_snapshot.json")):
+            time.sleep(0.01)
+        psutil.Process(max(worker.pid for worker in actors_called(WORKER))).kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with pytest.raises(WorkerLost, match="The same command goes on") as lost:
+        train(run, "jmamp")
+    killer.join(1)
+    assert lost.value.exit_code == 4
+    before = len(metric_rows(folder))
+    assert 0 < before < 48
+    assert train(run, "jmamp")["steps"] == 48
+    assert [row["step"] for row in metric_rows(folder)] == list(range(1, 49))
 
 
 def test_a_lost_node_leaves_fewer_workers_and_the_same_training(
