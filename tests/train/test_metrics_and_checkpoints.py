@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import ActorDiedError
 from ray.train import Checkpoint
 from ray.train.v2.api.exceptions import WorkerGroupError
 
@@ -192,3 +193,9 @@ def test_the_cause_of_a_failure_is_the_first_workers_own(tmp_path: Path) -> None
     full = OSError(errno.ENOSPC, "No space left on device")
     error = WorkerGroupError("two workers failed", {1: RuntimeError("later"), 0: full})
     assert _cause(error) is full
+
+
+def test_the_loss_of_a_worker_is_the_cause_of_what_the_others_say() -> None:
+    lost = ActorDiedError()
+    meeting = RuntimeError("Connection closed by peer")
+    assert _cause(WorkerGroupError("two workers failed", {0: meeting, 1: lost})) is lost
