@@ -123,6 +123,7 @@ class Journal:
     """All segments of a place, or of one teacher's folder in it; what was read is not read again.
 
     stood_in_for: how far the files reach that a merged one stands for, and the checksum there.
+    cut_off: merged files whose writing was; what they would stand for is still there.
     """
 
     def __init__(self, place: Place, folder: str = "") -> None:
@@ -130,6 +131,7 @@ class Journal:
         self._folder = f"{folder}/" if folder else ""
         self._readers: dict[str, _Reader] = {}
         self.stood_in_for: dict[str, tuple[int, int]] = {}
+        self.cut_off: set[str] = set()
         self.torn = 0
 
     def new_entries(self) -> Iterator[Entry]:
@@ -141,10 +143,16 @@ class Journal:
             for name, size in self._place.files(SUFFIX).items()
             if name.startswith(self._folder)
         }
-        merged = [name for name in files if MERGED in name and name not in self._readers]
-        for name in merged:
-            for entry in self._peek(name):
-                self.stood_in_for |= {n: tuple(end) for n, end in entry["replaces"].items()}
+        for name in [name for name in files if MERGED in name and name not in self._readers]:
+            head, body = self._head(name), files[name]
+            if head is not None:
+                body -= head["size"]
+            if head is None or body < head.get("bytes", 0):
+                self.cut_off.add(name)
+                del files[name]
+                continue
+            self.cut_off.discard(name)
+            self.stood_in_for |= {n: tuple(end) for n, end in head["replaces"].items()}
         for name, size in files.items():
             if name not in self._readers:
                 self._readers[name] = _Reader(*self.stood_in_for.get(name, (0, 0)))
@@ -156,17 +164,20 @@ class Journal:
         reader = self._readers[name]
         return reader.offset, reader.crc
 
-    def _peek(self, name: str) -> Iterator[Entry]:
+    def _head(self, name: str) -> Entry | None:
+        """The first line of a merged file and its size in bytes; None where it is cut off in it."""
         with self._place.open(name) as file:
             line, newline = b"", b""
             # it names every file that it stands for, and may be longer than a chunk
             while not newline and (chunk := file.read(CHUNK_BYTES)):
                 part, newline, _ = chunk.partition(b"\n")
                 line += part
-        read = read_line(line, 0) if newline else None
+        if not newline:
+            return None
+        read = read_line(line, 0)
         if read is None or read[0].get("kind") != "merged":
             raise ArtifactError(f"{self._place}/{name}: its first line was altered{MEND}")
-        yield read[0]
+        return read[0] | {"size": len(line) + 1}
 
     def _read(self, name: str, reader: _Reader) -> Iterator[Entry]:
         with self._place.open(name) as file:

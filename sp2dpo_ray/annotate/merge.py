@@ -2,8 +2,8 @@
 
 In: a journal nobody writes to. Out: the same journal in fewer files: every result, and the intents
 that have none; an intent that has its result says nothing that the result does not. Invariant: the
-merged file names what it stands for in its first line, so a reader that finds both counts neither
-twice, whenever this was cut off.
+merged file names what it stands for, and its own length, in its first line, so a reader that finds
+both counts neither twice, and one that finds a part of it leaves it out, whenever this was cut off.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import IO
 
 from sp2dpo_ray.annotate.journal import MERGED, SUFFIX, Entry, Journal, write_line
 from sp2dpo_ray.core.place import Place
+from sp2dpo_ray.errors import ArtifactError
 
 Ends = dict[str, tuple[int, int]]
 
@@ -45,22 +47,32 @@ def _merge(place: Place, folder: str, names: list[str]) -> None:
             everything.write(json.dumps(entry).encode("ascii") + b"\n")
             if entry["kind"] == "result":
                 answered.add(entry["id"])
-        ends: Ends = {name: whole.position(name) for name in names} | whole.stood_in_for
-        crc = _write(file, {"kind": "merged", "replaces": ends}, 0)
-        everything.seek(0)
-        for line in everything:
-            entry = json.loads(line)
-            if entry["kind"] != "intent" or entry["id"] not in answered:
-                crc = _write(file, entry, crc)
+
+        def kept() -> Iterator[Entry]:
+            everything.seek(0)
+            for line in everything:
+                entry = json.loads(line)
+                if entry["kind"] != "intent" or entry["id"] not in answered:
+                    yield entry
+
+        ends: Ends = {n: whole.position(n) for n in names if n not in whole.cut_off}
+        size = sum(len(write_line(entry, 0)[0]) for entry in kept())
+        head = {"kind": "merged", "replaces": ends | whole.stood_in_for, "bytes": size}
+        crc = _write(file, head, 0)
+        for entry in kept():
+            crc = _write(file, entry, crc)
         file.seek(0)
         place.put_file(merged, file)
     # what cannot be read back replaces nothing
-    for _ in Journal(place, folder).new_entries():
+    again = Journal(place, folder)
+    for _ in again.new_entries():
         pass
+    if merged in again.cut_off:
+        raise ArtifactError(f"{place}/{merged}: not whole after it was written; nothing is removed")
     sizes = place.files(SUFFIX)
     for name in names:
         # a file that grew meanwhile has a writer: it stays, and is read from where it was
-        if sizes.get(name) == ends[name][0]:
+        if name in whole.cut_off or sizes.get(name) == ends[name][0]:
             place.remove(name)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -103,12 +104,18 @@ class ObjectStore:
         return cast(IO[bytes], self._fs.open_input_file(f"{self._root}/{name}"))
 
     def put(self, name: str, content: bytes) -> None:
-        with self._fs.open_output_stream(f"{self._root}/{name}") as stream:
-            stream.write(content)
+        self.put_file(name, io.BytesIO(content))
 
     def put_file(self, name: str, source: IO[bytes]) -> None:
-        with self._fs.open_output_stream(f"{self._root}/{name}") as stream:
+        stream = self._fs.open_output_stream(f"{self._root}/{name}")
+        try:
             shutil.copyfileobj(source, stream)
+        except BaseException:  # closing makes an object of what was written, and pyarrow must close
+            with suppress(OSError):
+                stream.close()
+                self.remove(name)
+            raise
+        stream.close()
 
     def remove(self, name: str) -> None:
         self._fs.delete_file(f"{self._root}/{name}")

@@ -263,6 +263,25 @@ def test_a_segment_that_grows_while_it_is_merged_loses_nothing(tmp_path: Path) -
     assert record_of(place).usd == 0.5
 
 
+def test_a_merged_file_that_was_cut_off_stands_for_nothing(tmp_path: Path) -> None:
+    """Cut anywhere, with what it would stand for still there; the next merge clears it."""
+    place = Folder(tmp_path)
+    mixed(place)
+    before = state_of(place)
+    old = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
+    merge_segments(place)
+    merged = only_file(tmp_path)
+    whole = merged.read_bytes()
+    for path, content in old.items():
+        path.write_bytes(content)
+    for cut in (1, *range(10, len(whole), 61), len(whole) - 1):
+        merged.write_bytes(whole[:cut])
+        assert state_of(place) == before, cut
+    merged.write_bytes(whole[:-5])
+    assert merge_segments(place)["files_after"] == 1
+    assert state_of(place) == before
+
+
 def test_an_altered_head_of_a_merged_file_is_refused(tmp_path: Path) -> None:
     place = Folder(tmp_path)
     mixed(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import subprocess
 import sys
@@ -63,6 +64,21 @@ def test_merging_and_reading_on(bucket: str) -> None:
     assert len(list(journal.new_entries())) == 9
     assert merge_segments(place)["files_after"] == 1
     assert state_of(place) == before
+
+
+def test_what_was_written_in_part_does_not_appear(bucket: str) -> None:
+    """An interrupt in the middle of a long file: closing its stream would make an object of it."""
+    place = find_place(bucket.format("cut"))
+
+    class Interrupted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell():
+                raise KeyboardInterrupt
+            return super().read(1 << 20)
+
+    with pytest.raises(KeyboardInterrupt):
+        place.put_file("t/long.jsonl", Interrupted(bytes(6 << 20)))
+    assert place.files("") == {}
 
 
 def test_an_altered_object_is_refused(bucket: str) -> None:
