@@ -124,6 +124,18 @@ def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None
         ("evaluate.journal=s3://key:secret@bucket/x", "journal must hold no credentials"),
         ("annotate.journal='s3://b/x?access_key=k'", "journal must hold no credentials"),
         ("decoding.n=2", "decoding.n: Input should be 1, got 2"),
+        ("train.learning_rate=.inf", "train.learning_rate: Input should be a finite number"),
+        (
+            "train.arm='map:exponent=2'",
+            "train.arm: map:exponent=2: arm map: exponent belongs to "
+            "the shape power, and the shape is linear",
+        ),
+        ("sweep.arms=['map:damping_lambda=3']", "damping_lambda without a damping"),
+        ("sweep.arms=['map:beta_min=0.5']", "the envelope needs 0 < beta_min <= beta_max"),
+        ("sweep.arms=['map:shape=cubic']", "shape must be one of"),
+        ("sweep.arms=['map:shape=quantile,quantiles=2.5']", "quantiles must be a whole number"),
+        ("sweep.arms=['map:estimator=typo']", "estimator 'typo' is unknown"),
+        ("export.arm='column:beta_typo'", "will have no column of betas 'beta_typo'"),
     ],
 )
 def test_broken_rules_are_named_by_their_dotted_key(
@@ -179,12 +191,28 @@ def test_a_missing_section_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, 2]", "must hold a mapping"), ("a: [", "cannot be read as YAML"), ("", "mapping")],
+    [
+        ("train: {epochs: 1}\ndata: {}\ntrain: {seed: 1}", "'train' stands twice(.|\n)*line 3"),
+        ("train: {epochs: 1, epochs: 2}", "'epochs' stands twice"),
+        ("[1, 2]", "must hold a mapping"),
+        ("a: [", "cannot be read as YAML"),
+        ("", "mapping"),
+    ],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(str(tmp_path / "c.yaml"))
+
+
+def test_sections_may_be_merged_from_an_anchor(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        MINIMAL + "train: &own {epochs: 2, seed: 1}\nsweep: {arms: [jmamp]}\n"
+    )
+    again = MINIMAL.replace("{source: pairs.parquet}", "{<<: &x {limit: 3}, source: a, limit: 4}")
+    (tmp_path / "d.yaml").write_text(again)
+    assert load_config(str(tmp_path / "c.yaml")).train.epochs == 2
+    assert load_config(str(tmp_path / "d.yaml")).data.limit == 4  # one's own goes first
 
 
 def test_a_missing_file_is_named() -> None:
@@ -196,6 +224,7 @@ def test_a_missing_file_is_named() -> None:
     ("override", "message"),
     [("train.epochs", "must have the form"), ("=3", "must have the form"),
      ("data.source.x=1", "is a value, not a section"), ("teachers.7.name=x", "no place in a list"),
+     ("teachers.\u00b2.name=x", "no place in a list"),
      ("train.epochs=[", "not a YAML value")],
 )  # fmt: skip
 def test_overrides_that_make_no_sense(minimal: str, override: str, message: str) -> None:
@@ -241,3 +270,14 @@ def test_where_a_training_runs_is_no_part_of_it(minimal: str) -> None:
     )
     assert one == four
     assert one != load_config(minimal, ("train.epochs=7",)).training(arm)
+
+
+def test_options_of_other_methods_train_no_arm_anew(minimal: str) -> None:
+    def training(name: str, *overrides: str) -> dict[str, object]:
+        return load_config(minimal, overrides).training(parse_arm(name))
+
+    options = ("train.loss_options={cdpo: {epsilon: 0.05}}", "train.margin=scores")
+    assert training("jmamp", *options) == training("jmamp")
+    assert training("jmamp+cdpo", *options) != training("jmamp+cdpo")
+    for name in ("jmamp+madpo", "jmamp/dual-margin"):
+        assert training(name, options[1]) != training(name)

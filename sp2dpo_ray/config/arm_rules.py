@@ -12,6 +12,8 @@ from typing import Any
 
 from sp2dpo_ray.config.training import TrainSection
 from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.core.schedule.columns import reserved_columns
+from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import ConfigError
 
 
@@ -30,6 +32,21 @@ def check_arm(where: str, name: str, teachers: Sequence[str], variants: Sequence
     if unknown:
         raise ValueError(
             f"{where}: arm {name!r} is not of this panel: teachers {teachers}, variants {variants}"
+        )
+
+
+def check_betas(where: str, name: str, recipe: Recipe) -> None:
+    """ValueError for an arm whose map or column this recipe does not give."""
+    arm = parse_arm(name)
+    try:
+        arm.bounds(recipe)
+    except ConfigError as error:
+        raise ValueError(f"{where}: {name}: {error}") from None
+    columns = reserved_columns(recipe.panel) | {row.column for row in recipe.estimators}
+    if arm.column is not None and arm.column not in columns:
+        raise ValueError(
+            f"{where}: {name}: the schedule will have no column of betas {arm.column!r}; it has "
+            f"{sorted(columns)}"
         )
 
 

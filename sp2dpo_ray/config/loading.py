@@ -5,6 +5,7 @@ In: a path and `key=value` overrides. Out: a `Config`, or a ConfigError with eve
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from pydantic import ValidationError
 from sp2dpo_ray.config.sections import Config
 from sp2dpo_ray.errors import ConfigError
 
+MERGE = "tag:yaml.org,2002:merge"  # the key <<
+
 
 def load_config(path: str, overrides: tuple[str, ...] = ()) -> Config:
     """Read a YAML file, apply `a.b=value` overrides, and check every rule.
@@ -21,7 +24,7 @@ def load_config(path: str, overrides: tuple[str, ...] = ()) -> Config:
     Raises ConfigError that lists each broken rule with its dotted key.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = _read(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path!r} (looked in {Path.cwd()})") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -34,6 +37,26 @@ def load_config(path: str, overrides: tuple[str, ...] = ()) -> Config:
         return Config.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{path}: " + "\n".join(_rules(error))) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own, but a key that stands twice is refused: the first would be ignored."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506: it is a safe one
 
 
 def _override(content: dict[str, Any], text: str) -> None:
@@ -50,7 +73,7 @@ def _override(content: dict[str, Any], text: str) -> None:
             raise ConfigError(f"--set {key}: {name!r} is a value, not a section")
         place = child
     try:
-        parsed = yaml.safe_load(value)
+        parsed = _read(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key}: {value!r} is not a YAML value: {error}") from error
     if isinstance(place, list):
@@ -63,7 +86,7 @@ def _override(content: dict[str, Any], text: str) -> None:
 def _is_index(place: Any, name: str) -> bool:
     if not isinstance(place, list):
         return False
-    if not name.isdigit() or int(name) >= len(place):
+    if not name.isdecimal() or int(name) >= len(place):
         raise ConfigError(f"--set: {name!r} is no place in a list of {len(place)}; the first is 0")
     return True
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from sp2dpo_ray.config.arm_rules import check_alike, check_arm, check_loss
+from sp2dpo_ray.config.arm_rules import check_alike, check_arm, check_betas, check_loss
 from sp2dpo_ray.config.distill import DistillSection
 from sp2dpo_ray.config.evaluate import EvaluateSection, GenerateSection
 from sp2dpo_ray.config.panel import (
@@ -27,6 +27,7 @@ from sp2dpo_ray.config.sweep import SweepSection
 from sp2dpo_ray.config.training import NOT_THE_RESULT, StudentSection, TrainSection
 from sp2dpo_ray.core.arms import Arm
 from sp2dpo_ray.core.hashing import sha256_hex
+from sp2dpo_ray.core.methods import METHODS
 from sp2dpo_ray.core.schedule.columns import ENSEMBLE
 from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.schedule.recipe import Recipe
@@ -154,6 +155,8 @@ class Config(Section):
             check_loss(where, arm, self.train.loss)
         check_alike(self.sweep.names)
         recipe = self.recipe  # it has rules of its own
+        for where, arm in (*trained, ("export.arm", self.export.arm)):
+            check_betas(where, arm, recipe)
         if self.annotate.early_stop is not None and not recipe.mapping.of_gap_alone:
             raise ValueError(
                 "annotate.early_stop knows the bounds of maps of the gap alone; leave out "
@@ -176,11 +179,14 @@ class Config(Section):
 
     def training(self, arm: Arm) -> dict[str, Any]:
         """What decides a training besides its betas."""
-        lora = self.student.lora
-        return {
-            "lora": lora and lora.model_dump(mode="json"),
-            "train": self.train_of(arm).model_dump(mode="json", exclude=set(NOT_THE_RESULT)),
-        }
+        lora, train = self.student.lora, self.train_of(arm)
+        options = train.model_dump(mode="json", exclude=set(NOT_THE_RESULT))
+        # options of other methods are not read, and must train no arm anew
+        options["loss_options"] = {k: v for k, v in options["loss_options"].items()
+                                   if k == train.loss}  # fmt: skip
+        if not (METHODS[train.loss].weighted or arm.selection):
+            del options["margin"]
+        return {"lora": lora and lora.model_dump(mode="json"), "train": options}
 
     @property
     def panel(self) -> Panel:

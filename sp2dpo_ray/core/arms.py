@@ -101,10 +101,14 @@ class Arm:
         return betas if self.mean is None else betas * (self.mean / betas.mean())
 
     def bounds(self, recipe: Recipe) -> Bounds:
-        """Within which a schedule's betas may move, of an arm that has a schedule's."""
+        """Within which a schedule's betas may move, of an arm that has a schedule's.
+
+        Raises ConfigError for a map that the recipe does not allow.
+        """
         if self.derived and self.derived[0] == "map":
             return with_changes(recipe, dict(self.derived[1][0]))[0].mapping.envelope
-        return recipe.mapping.envelope
+        own = next((row.mapping for row in recipe.estimators if row.column == self.column), None)
+        return (own or recipe.mapping).envelope
 
     def _of_schedule(self, schedule: pa.Table, recipe: Recipe) -> tuple[Floats, Bounds]:
         if self.derived is not None:
@@ -116,7 +120,7 @@ class Arm:
                 f"train.arm: {self.name} needs the column {self.column!r}, "
                 f"which the schedule does not have"
             )
-        return schedule[self.column].to_numpy().astype(np.float64), recipe.mapping.envelope
+        return schedule[self.column].to_numpy().astype(np.float64), self.bounds(recipe)
 
 
 def _check_bounds(betas: Floats, ids: list[str], bounds: Bounds) -> None:

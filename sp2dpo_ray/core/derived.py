@@ -95,6 +95,7 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, Es
     name = changes.get("estimator", DEFAULT_ESTIMATOR)
     if name not in known:
         raise ConfigError(f"arm map: estimator {name!r} is unknown; there are {sorted(known)}")
+    _all_read(recipe.mapping, known[name], changes)
     own = {key: changes[key] for key in OF_ESTIMATOR if key in changes}
     plain = {key: changes[key] for key in OF_MAP if key in changes}
     try:
@@ -105,6 +106,19 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Recipe, Es
     except (ValueError, TypeError) as error:
         raise ConfigError(f"arm map: {error}") from None
     return replace(recipe, mapping=mapping), estimator
+
+
+def _all_read(base: BetaMap, estimator: Estimator, changes: Mapping[str, Any]) -> None:
+    """ConfigError for a key that nothing reads: the arm would be another one under its name."""
+    shape = changes.get("shape", base.shape)
+    for other, row in SHAPES.items():
+        for key in set(row.keys) & changes.keys() if other != shape else ():
+            raise ConfigError(
+                f"arm map: {key} belongs to the shape {other}, and the shape is {shape}; "
+                f"add shape={other}, or leave it out"
+            )
+    if "damping_lambda" in changes and changes.get("damping", estimator.damping) == "none":
+        raise ConfigError("arm map: damping_lambda without a damping; add damping=exp or rational")
 
 
 def _envelopes(base: BetaMap, changes: Mapping[str, Any]) -> tuple[tuple[str, float, float], ...]:

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pytest
 
 from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.core.schedule.estimators import Estimator
+from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import ConfigError, DataError
 from tests.core.schedule.test_columns import PANEL, annotations, build
@@ -29,6 +31,17 @@ def test_arms_read_their_column(name: str) -> None:
     ids = table["prompt_id"].to_pylist()[::-1]
     expected = table[ARMS[name]].to_pylist()[::-1]
     assert parse_arm(name).betas(table, RECIPE, ids).tolist() == expected
+
+
+def test_an_estimator_with_a_map_of_its_own_keeps_that_envelope() -> None:
+    own = Estimator("mine", "of its own", mapping=BetaMap(beta_max=0.6))
+    recipe = Recipe(PANEL, estimators=(own,))
+    table = pa.table({"prompt_id": ["a", "b"], "beta_mine": [0.5, 0.6]})
+    arm = parse_arm("column:beta_mine")
+    assert arm.betas(table, recipe, ["a", "b"]).tolist() == [0.5, 0.6]
+    assert parse_arm("column:beta_mine+hybrid").bounds(recipe) == (0.03, 0.6)
+    with pytest.raises(DataError, match="envelope"):
+        arm.betas(table, RECIPE, ["a", "b"])
 
 
 def test_constant_arms_need_no_schedule() -> None:

@@ -59,6 +59,8 @@ class BetaMap:
                 )
         if not (self.exponent > 0 and self.steepness >= 0 and 0 <= self.blend <= 1):
             raise ValueError("needs exponent > 0, steepness >= 0 and blend in [0, 1]")
+        if not isinstance(self.quantiles, int) or self.quantiles < 2:
+            raise ValueError(f"quantiles must be a whole number from 2, got {self.quantiles!r}")
         if not 0 <= self.gate[0] <= self.gate[1] <= 1:
             raise ValueError(f"the gate needs 0 <= low <= high <= 1, got {self.gate}")
 
