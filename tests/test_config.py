@@ -135,6 +135,9 @@ def test_the_envelope_and_decoding_defaults_are_the_papers(minimal: str) -> None
         ("sweep.arms=['map:shape=cubic']", "shape must be one of"),
         ("sweep.arms=['map:shape=quantile,quantiles=2.5']", "quantiles must be a whole number"),
         ("sweep.arms=['map:estimator=typo']", "estimator 'typo' is unknown"),
+        ("export.arm='jmamp/random:0.5'", "export.arm: jmamp/random:0.5 selects pairs"),
+        ("export.arm=jmamp+madpo", "weighs pairs, and a data set holds betas alone"),
+        ("export.arm=jmamp+hybrid", "moves betas while it trains"),
         ("export.arm='column:beta_typo'", "will have no column of betas 'beta_typo'"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from sp2dpo_ray.config.training import TrainSection
 from sp2dpo_ray.core.arms import parse_arm
+from sp2dpo_ray.core.methods import METHODS
 from sp2dpo_ray.core.schedule.columns import reserved_columns
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from sp2dpo_ray.errors import ConfigError
@@ -48,6 +49,21 @@ def check_betas(where: str, name: str, recipe: Recipe) -> None:
             f"{where}: {name}: the schedule will have no column of betas {arm.column!r}; it has "
             f"{sorted(columns)}"
         )
+
+
+def check_exported(where: str, name: str) -> None:
+    """ValueError for an arm that is more than betas: another trainer could not know the rest."""
+    arm = parse_arm(name)
+    row = METHODS[arm.method or TrainSection.model_fields["loss"].default]
+    for what, there in (
+        ("selects pairs", arm.selection is not None),
+        ("weighs pairs", row.weighted),
+        ("moves betas while it trains", row.prior),
+    ):
+        if there:
+            raise ValueError(
+                f"{where}: {name} {what}, and a data set holds betas alone; name the arm without it"
+            )
 
 
 def check_loss(where: str, name: str, loss: str) -> None:

@@ -11,7 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from sp2dpo_ray.config.arm_rules import check_alike, check_arm, check_betas, check_loss
+from sp2dpo_ray.config.arm_rules import (
+    check_alike,
+    check_arm,
+    check_betas,
+    check_exported,
+    check_loss,
+)
 from sp2dpo_ray.config.distill import DistillSection
 from sp2dpo_ray.config.evaluate import EvaluateSection, GenerateSection
 from sp2dpo_ray.config.panel import (
@@ -157,6 +163,7 @@ class Config(Section):
         recipe = self.recipe  # it has rules of its own
         for where, arm in (*trained, ("export.arm", self.export.arm)):
             check_betas(where, arm, recipe)
+        check_exported("export.arm", self.export.arm)
         if self.annotate.early_stop is not None and not recipe.mapping.of_gap_alone:
             raise ValueError(
                 "annotate.early_stop knows the bounds of maps of the gap alone; leave out "

@@ -75,10 +75,18 @@ class Arm:
         """The name in paths."""
         return re.sub(r"[:/,=]", "-", self.name)
 
-    def betas(self, schedule: pa.Table | None, recipe: Recipe | None, ids: list[str]) -> Floats:
+    def betas(
+        self,
+        schedule: pa.Table | None,
+        recipe: Recipe | None,
+        ids: list[str],
+        *,
+        training: pa.Table | None = None,
+    ) -> Floats:
         """The beta of each pair in `ids`, in that order; (N,).
 
-        schedule: with the arm's column, or all of them for a derived one. Raises DataError with the
+        schedule: with the arm's column, or all of them for a derived one. training: that of the
+        training pairs, where `schedule` is that of held-out ones. Raises DataError with the
         pair's id where the schedule has no usable beta, ConfigError for a column it does not have.
         """
         if self.constant is not None:
@@ -87,7 +95,7 @@ class Arm:
             raise DataError(
                 f"train.arm: {self.name} needs a schedule; run the schedule stage first"
             )
-        values, bounds = self._of_schedule(schedule, recipe)
+        values, bounds = self._of_schedule(schedule, recipe, training)
         known = dict(zip(schedule["prompt_id"].to_pylist(), values.tolist(), strict=True))
         for name in ids:
             beta = known.get(name)
@@ -98,7 +106,10 @@ class Arm:
                 )
         betas = np.array([known[name] for name in ids], dtype=np.float64)
         _check_bounds(betas, ids, bounds)
-        return betas if self.mean is None else betas * (self.mean / betas.mean())
+        if self.mean is None:
+            return betas
+        trained = betas if training is None else self._of_schedule(training, recipe, training)[0]
+        return betas * (self.mean / trained.mean())
 
     def bounds(self, recipe: Recipe) -> Bounds:
         """Within which a schedule's betas may move, of an arm that has a schedule's.
@@ -110,10 +121,14 @@ class Arm:
         own = next((row.mapping for row in recipe.estimators if row.column == self.column), None)
         return (own or recipe.mapping).envelope
 
-    def _of_schedule(self, schedule: pa.Table, recipe: Recipe) -> tuple[Floats, Bounds]:
+    def _of_schedule(
+        self, schedule: pa.Table, recipe: Recipe, training: pa.Table | None
+    ) -> tuple[Floats, Bounds]:
         if self.derived is not None:
             name, more = self.derived
-            found = DERIVED[name](schedule, recipe, *more)
+            found = DERIVED[name](
+                schedule, schedule if training is None else training, recipe, *more
+            )
             return found.betas, found.bounds
         if self.column not in schedule.column_names:
             raise ConfigError(

@@ -1,8 +1,8 @@
 """Betas and weights that are computed from a published schedule, for the arms that name them.
 
 In: a schedule's table and its recipe. Out: one beta a row, and the bounds that they keep.
-Invariant: a function of the table, the recipe and the numbers in the arm's name; nothing is fitted
-anew but a map's knots.
+Invariant: a function of the tables, the recipe and the numbers in the arm's name; what is fitted
+anew (a map's knots, weights, a mean) is fitted on the training pairs, whoever asks.
 """
 
 from __future__ import annotations
@@ -48,34 +48,36 @@ class Derived:
     bounds: Bounds
 
 
-def shuffled(table: pa.Table, recipe: Recipe) -> Derived:
+def shuffled(table: pa.Table, training: pa.Table, recipe: Recipe) -> Derived:
     """The same betas on other pairs: each pair takes the beta of the pair at its drawn rank."""
     ids = table["prompt_id"].to_pylist()
     order = np.argsort(uniform_draws(ids, seed=RANDOM_SEED, purpose="beta_shuffled"))
     return Derived(_column(table)[order], recipe.mapping.envelope)
 
 
-def matched(table: pa.Table, recipe: Recipe) -> Derived:
+def matched(table: pa.Table, training: pa.Table, recipe: Recipe) -> Derived:
     """Every pair gets the schedule's mean: the same average enforcement without its shape."""
-    values = _column(table)
-    return Derived(np.full_like(values, values.mean()), recipe.mapping.envelope)
+    mean = _column(training).mean()
+    return Derived(np.full(table.num_rows, mean), recipe.mapping.envelope)
 
 
-def geometric(table: pa.Table, recipe: Recipe, beta: float) -> Derived:
+def geometric(table: pa.Table, training: pa.Table, recipe: Recipe, beta: float) -> Derived:
     """beta (2 p - 1), p the panel's belief that the label is right, (1 + confidence) / 2."""
     return Derived(np.maximum(beta * panel_confidence(table, recipe), LEAST), (LEAST, beta))
 
 
-def distance(table: pa.Table, recipe: Recipe, beta: float) -> Derived:
+def distance(table: pa.Table, training: pa.Table, recipe: Recipe, beta: float) -> Derived:
     """beta (1 + |s_w - s_l|): the panel's effective gap in the place of the scores' difference."""
     return Derived(beta * (1 + panel_gap(table, recipe)), (beta, 2 * beta))
 
 
-def remapped(table: pa.Table, recipe: Recipe, changes: tuple[tuple[str, Any], ...]) -> Derived:
+def remapped(
+    table: pa.Table, training: pa.Table, recipe: Recipe, changes: tuple[tuple[str, Any], ...]
+) -> Derived:
     """The schedule that another map or estimator would have given, from its own annotations."""
     changed, estimator = with_changes(recipe, dict(changes))
     grid = grid_of(table, recipe.panel, "schedule")
-    fitted = changed.fitted(grid)
+    fitted = changed.fitted(grid_of(training, recipe.panel, "schedule"))
     signals = Signals(
         ensemble.effective_gap(grid.magnitude, grid.confidence), grid.category, grid.confidence
     )
@@ -170,7 +172,8 @@ def _column(table: pa.Table) -> Floats:
     return np.asarray(table[DEFAULT_BETA].to_numpy().astype(np.float64))
 
 
-# under the names that arms have for them; each takes the table, the recipe, and what is in the name
+# under the names that arms have for them; each takes the table, that of the training pairs (the same
+# one unless held-out pairs are asked about), the recipe, and what is in the name
 DERIVED: dict[str, Callable[..., Derived]] = {
     "shuffled": shuffled,
     "matched-constant": matched,

@@ -30,12 +30,13 @@ def export(run: Run) -> Summary:
 
     def make(draft: Draft) -> None:
         recipe = Recipe.from_json(open_artifact(source).settings["recipe"])
+        columns = None if arm.derived else [*BESIDE, *([arm.column] if arm.column else [])]
+        schedules = {split: read_columns(source, columns, split=split) for split in (TRAIN, EVAL)}
         tables = {}
-        for split in (TRAIN, EVAL):
-            columns = [*BESIDE, *([arm.column] if arm.column else [])]
-            schedule = read_columns(source, None if arm.derived else columns, split=split)
+        for split, schedule in schedules.items():
             pairs = _scheduled(pq.read_table(run.pairs_file(split)), schedule)
-            betas = arm.betas(schedule, recipe, pairs["prompt_id"].to_pylist())
+            ids = pairs["prompt_id"].to_pylist()
+            betas = arm.betas(schedule, recipe, ids, training=schedules[TRAIN])
             tables[split] = joined(pairs, betas, schedule)
         card = (source / CARD).read_text(encoding="utf-8")
         write_dataset(draft.path, tables, card, f"{arm.name}: {arm.title}")

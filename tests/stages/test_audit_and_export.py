@@ -16,8 +16,16 @@ import pytest
 
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.schedule.audit import audit_list, columns_read, spread_over
-from sp2dpo_ray.core.schedule.published import load_schedule
-from sp2dpo_ray.core.schedule.verdicts import agreement, read_verdicts, wilson, write_sheet
+from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
+from sp2dpo_ray.core.schedule.published import load_schedule, read_columns
+from sp2dpo_ray.core.schedule.verdicts import (
+    Verdict,
+    agreement,
+    read_verdicts,
+    share_of,
+    wilson,
+    write_sheet,
+)
 from sp2dpo_ray.errors import ConfigError, DataError
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages.audit import audit, import_verdicts
@@ -163,11 +171,9 @@ def test_verdicts_come_back_as_agreement(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_fair_sample_is_the_basis_when_it_is_large_enough() -> None:
-    from sp2dpo_ray.core.schedule.verdicts import Verdict
-
     listed = [
         {"prompt_id": str(i), "why": "sample" if i < 40 else "flipped", "category": "Style",
-         "confidence_t_ens": 0.9, "category_t_ens": "Style"}
+         "of_category": 60, "predicted": False, "confidence_t_ens": 0.9, "category_t_ens": "Style"}
         for i in range(60)
     ]  # fmt: skip
     verdicts = [Verdict(str(i), "chosen" if i < 40 else "rejected", None, "") for i in range(60)]
@@ -176,6 +182,33 @@ def test_the_fair_sample_is_the_basis_when_it_is_large_enough() -> None:
     assert found["teachers"]["t"]["order"]["share"] == 1.0
     assert found["labels_right_by_reason"]["flipped"]["share"] == 0.0
     assert found["teachers"]["t"]["category"]["share"] is None
+
+
+def test_a_rare_category_counts_by_its_share_of_the_schedule() -> None:
+    """900 pairs of Style with all labels right, 100 of Safety with half of them wrong; the sample
+    has twenty of each. Half of Safety was told by a predictor, which no teacher is credited with."""
+    listed, verdicts = [], []
+    for i in range(40):
+        safe = i >= 20
+        listed.append({
+            "prompt_id": str(i), "why": "sample", "category": "Safety" if safe else "Style",
+            "of_category": 100 if safe else 900, "predicted": i >= 30,
+            "confidence_t_ens": 0.9, "category_t_ens": "Style",
+        })  # fmt: skip
+        verdicts.append(Verdict(str(i), "rejected" if safe and i % 2 else "chosen", None, ""))
+    found = agreement(verdicts, listed, ["t"])
+    labels = found["labels_right"]
+    assert labels["share"] == pytest.approx(0.95)
+    assert labels["low"] < 0.95 < labels["high"]
+    assert labels["pairs"] == 40
+    count = 1 / (0.9**2 / 20 + 0.1**2 / 20)  # Kish: as many equal weights as these are worth
+    assert labels["low"] == pytest.approx(wilson(0.95 * count, count)["low"])
+    assert found["labels_right_by_reason"]["sample"] == labels
+    assert found["labels_right_by_category"]["Safety"]["share"] == 0.5
+    assert found["told_by_predictor"] == 10
+    order = found["teachers"]["t"]["order"]
+    assert order["pairs"] == 30
+    assert order["share"] == pytest.approx((20 * 45 + 5 * 5) / (20 * 45 + 10 * 5))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +248,7 @@ def test_wilsons_interval() -> None:
             assert (p - hits / count) ** 2 == pytest.approx(z * z * p * (1 - p) / count, abs=1e-12)
     assert wilson(0, 5)["low"] == 0
     assert wilson(5, 5)["high"] == 1
-    assert wilson(0, 0)["share"] is None
+    assert share_of([], lambda _: True) == {"share": None, "low": None, "high": None, "pairs": 0}
 
 
 # -- export ---------------------------------------------------------------------------------------
@@ -243,6 +276,30 @@ def test_the_export_is_what_our_own_training_would_read(run: Run, arm: str) -> N
         assert row["prompt"] == pair["prompt"]
         assert row["chosen"] == [{"role": "assistant", "content": pair["chosen"]}]
         assert row["rejected"] == [{"role": "assistant", "content": pair["rejected"]}]
+
+
+def test_held_out_betas_are_fitted_on_the_training_pairs(run: Run) -> None:
+    def exported(arm: str) -> dict[str, dict[str, float]]:
+        chosen = Run(run.config.model_validate(run.config.resolved | {"export": {"arm": arm}}))
+        found = {}
+        for file in Path(export(chosen)["folder"], "data").iterdir():
+            table = pq.read_table(file, columns=["prompt_id", "beta"])
+            found[file.name.partition("-")[0]] = dict(zip(*table.to_pydict().values(), strict=True))
+        return found
+
+    constant = exported("matched-constant")
+    assert len({*constant["train"].values(), *constant["test"].values()}) == 1
+    remapped = exported("map:shape=quantile")
+    scaled, plain = exported("jmamp+simpo:2"), exported("jmamp")
+    factor = 2 / np.mean(list(plain["train"].values()))
+    for name, beta in plain["test"].items():
+        assert scaled["test"][name] == pytest.approx(factor * beta, rel=1e-12)
+    content = run.config.resolved | {"mapping": {"shape": "quantile"}}
+    schedule(Run(run.config.model_validate(content)))  # what such a schedule says of them
+    for split, name in (("train", "train"), ("eval", "test")):
+        table = read_columns(run.path("schedule"), [DEFAULT_BETA], split=split)
+        for row in table.to_pylist():
+            assert remapped[name][row["prompt_id"]] == pytest.approx(row[DEFAULT_BETA], abs=1e-15)
 
 
 def test_another_export_is_not_taken_from_a_cache(run: Run, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ frequent one does not fill it; the sample is drawn by content.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 
 from sp2dpo_ray.core.hashing import uniform_draws
 from sp2dpo_ray.core.schedule import ensemble
-from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE
+from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE, PREDICTED_COLUMN
 from sp2dpo_ray.core.schedule.ensemble import Floats
 from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.core.taxonomy import Category
 
 FLIPPED, SAMPLE = "flipped", "sample"
+OF_CATEGORY = "of_category"
 UNSURE = 0.5  # a confidence below this says that the label is more likely wrong than right
 
 
@@ -92,7 +94,7 @@ REASONS: tuple[Reason, ...] = (
 def columns_read(panel: Panel) -> list[str]:
     """The columns of `load_schedule` that the list needs."""
     return [
-        DEFAULT_BETA, "category", "teacher_std",
+        DEFAULT_BETA, "category", "teacher_std", PREDICTED_COLUMN,
         *(f"prompt_disagreement_{t}" for t in panel.teachers),
         *(f"{what}_{t}_{v}" for _, _, t, v in panel.calls for what in ("magnitude", "confidence")),
         *(f"{what}_{t}_{ENSEMBLE}" for t in panel.teachers
@@ -101,8 +103,8 @@ def columns_read(panel: Panel) -> list[str]:
 
 
 def audit_list(table: pa.Table, panel: Panel, *, each: int, sample: int, seed: int) -> pa.Table:
-    """The listed pairs: all columns of `table`, and `why`, the names of the reasons; the most
-    urgent reason first.
+    """The listed pairs: all columns of `table`; `why`, the names of the reasons; `of_category`, how
+    many pairs of its category the schedule has. The most urgent reason first.
 
     table: `columns_read` of a schedule. each: pairs for each reason; sample: pairs of the fair
     sample, as many of every category as there are.
@@ -114,7 +116,10 @@ def audit_list(table: pa.Table, panel: Panel, *, each: int, sample: int, seed: i
             why.setdefault(int(row), []).append(reason.name)
     rows = pa.array(list(why), pa.int64())
     reasons = pa.array([" ".join(names) for names in why.values()], pa.string())
+    count = Counter(view.category)
     listed = table.take(rows).append_column("why", reasons)
+    of_category = pa.array([count[name] for name in view.category[list(why)]], pa.int64())
+    listed = listed.append_column(OF_CATEGORY, of_category)
     for what, values in (("magnitude", view.magnitude_NJ), ("confidence", view.confidence_NJ)):
         for j, teacher in enumerate(panel.teachers):
             column = pa.array(values[:, j]).take(rows)

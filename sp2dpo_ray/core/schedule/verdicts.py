@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from sp2dpo_ray.core.schedule.audit import SAMPLE, UNSURE
-from sp2dpo_ray.core.schedule.columns import ENSEMBLE
+from sp2dpo_ray.core.schedule.audit import OF_CATEGORY, SAMPLE, UNSURE
+from sp2dpo_ray.core.schedule.columns import ENSEMBLE, PREDICTED_COLUMN
 from sp2dpo_ray.core.taxonomy import parse_category
 from sp2dpo_ray.errors import DataError
 
@@ -93,10 +93,32 @@ def _verdict(where: str, row: dict[str, str | None]) -> Verdict | None:
     )
 
 
-def wilson(hits: int, count: int, level: float = 0.95) -> Json:
-    """A share and its Wilson score interval; nulls where nothing was counted."""
-    if not count:
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict, the pair's row of the list, and for how many pairs it speaks."""
+
+    verdict: Verdict
+    row: Json
+    weight: float = 1.0
+
+    @property
+    def right(self) -> bool:
+        return self.verdict.verdict == "chosen"
+
+
+def share_of(rows: Sequence[Judged], hit: Callable[[Judged], bool]) -> Json:
+    """The weighted share of the rows that `hit`, and its Wilson interval; nulls where there are no
+    rows. Unequal weights count as so many equal ones: (sum w)^2 / sum w^2 (Kish)."""
+    if not rows:
         return {"share": None, "low": None, "high": None, "pairs": 0}
+    total = sum(each.weight for each in rows)
+    count = total * total / sum(each.weight**2 for each in rows)
+    share = sum(each.weight for each in rows if hit(each)) / total
+    return wilson(share * count, count) | {"pairs": len(rows)}
+
+
+def wilson(hits: float, count: float, level: float = 0.95) -> Json:
+    """A share and its Wilson score interval."""
     z = NormalDist().inv_cdf((1 + level) / 2)
     share, spread = hits / count, z * z / count
     centre = (share + spread / 2) / (1 + spread)
@@ -113,7 +135,9 @@ def agreement(verdicts: list[Verdict], listed: list[Json], teachers: Sequence[st
     least one half exactly if the person found the chosen response better; on the category where
     the person named one. Brier: mean squared error of the confidence, as a probability that the
     person finds the chosen response better; 0.25 is a coin. Weights: (agreements + 1) / (pairs +
-    2) on the fair sample, or on all judged pairs where the sample has fewer than 30.
+    2) on the fair sample, or on all judged pairs where the sample has fewer than 30. The sample has
+    as many pairs of a rare category as of a frequent one, so each speaks for its category's share
+    of the schedule. Of teachers only pairs tell that they were asked about.
     """
     rows = {row["prompt_id"]: row for row in listed}
     unknown = [v.prompt_id for v in verdicts if v.prompt_id not in rows]
@@ -122,53 +146,62 @@ def agreement(verdicts: list[Verdict], listed: list[Json], teachers: Sequence[st
             f"pair {unknown[0]} is not in this run's audit list ({len(unknown)} such rows); "
             "run: sp2dpo audit"
         )
-    judged = [(v, rows[v.prompt_id]) for v in verdicts]
-    fair = [(v, row) for v, row in judged if SAMPLE in row["why"].split()]
+    judged = [Judged(v, rows[v.prompt_id]) for v in verdicts]
+    fair = _sampled(judged)
     basis = fair if len(fair) >= ENOUGH else judged
-    by_reason: dict[str, list[tuple[Verdict, Json]]] = {}
-    by_category: dict[str, list[tuple[Verdict, Json]]] = {}
-    for v, row in judged:
-        by_category.setdefault(row["category"], []).append((v, row))
-        for name in row["why"].split():
-            by_reason.setdefault(name, []).append((v, row))
-    found = {name: _teacher(basis, name) for name in teachers}
+    by_reason: dict[str, list[Judged]] = {}
+    by_category: dict[str, list[Judged]] = {}
+    for each in judged:
+        by_category.setdefault(each.row["category"], []).append(each)
+        for name in each.row["why"].split():
+            by_reason.setdefault(name, []).append(each)
+    by_reason |= {SAMPLE: fair} if fair else {}
+    asked = _asked(basis)
+    found = {name: _teacher(asked, name) for name in teachers}
     return {
         "judged": len(judged),
-        "verdicts": dict(Counter(v.verdict for v, _ in judged)),
+        "verdicts": dict(Counter(each.verdict.verdict for each in judged)),
         "labels_right": _labels(basis),
         "labels_right_by_category": {n: _labels(part) for n, part in sorted(by_category.items())},
         "labels_right_by_reason": {n: _labels(part) for n, part in sorted(by_reason.items())},
         "basis": "sample" if basis is fair else "all judged pairs",
         "basis_pairs": len(basis),
+        "told_by_predictor": len(basis) - len(asked),
         "teachers": found,
         "teachers_by_category": {
-            name: {t: _teacher(part, t)["order"] for t in teachers}
+            name: {t: _teacher(_asked(part), t)["order"] for t in teachers}
             for name, part in sorted(by_category.items())
         },
         "teacher_weights": {
-            name: round((_hits(basis, name) + 1) / (len(basis) + 2), 6) for name in teachers
+            name: round(((row["order"]["share"] or 0.0) * len(asked) + 1) / (len(asked) + 2), 6)
+            for name, row in found.items()
         },
     }
 
 
-def _labels(judged: list[tuple[Verdict, Json]]) -> Json:
-    return wilson(sum(v.verdict == "chosen" for v, _ in judged), len(judged))
+def _sampled(judged: list[Judged]) -> list[Judged]:
+    """The fair sample, each row with the pairs of its category that it speaks for."""
+    fair = [each for each in judged if SAMPLE in each.row["why"].split()]
+    count = Counter(each.row["category"] for each in fair)
+    return [
+        replace(each, weight=each.row[OF_CATEGORY] / count[each.row["category"]]) for each in fair
+    ]
 
 
-def _hits(judged: list[tuple[Verdict, Json]], teacher: str) -> int:
-    confidence = f"confidence_{teacher}_{ENSEMBLE}"
-    return sum((row[confidence] >= UNSURE) == (v.verdict == "chosen") for v, row in judged)
+def _asked(judged: list[Judged]) -> list[Judged]:
+    return [each for each in judged if not each.row[PREDICTED_COLUMN]]
 
 
-def _teacher(judged: list[tuple[Verdict, Json]], teacher: str) -> Json:
-    confidence = f"confidence_{teacher}_{ENSEMBLE}"
-    named = [(v, row) for v, row in judged if v.category is not None]
-    errors = [(row[confidence] - (v.verdict == "chosen")) ** 2 for v, row in judged]
+def _labels(judged: list[Judged]) -> Json:
+    return share_of(judged, lambda each: each.right)
+
+
+def _teacher(judged: list[Judged], teacher: str) -> Json:
+    confidence, category = (f"{what}_{teacher}_{ENSEMBLE}" for what in ("confidence", "category"))
+    named = [each for each in judged if each.verdict.category is not None]
+    errors = [each.weight * (each.row[confidence] - each.right) ** 2 for each in judged]
     return {
-        "order": wilson(_hits(judged, teacher), len(judged)),
-        "brier": sum(errors) / len(errors) if errors else None,
-        "category": wilson(
-            sum(row[f"category_{teacher}_{ENSEMBLE}"] == v.category for v, row in named),
-            len(named),
-        ),
+        "order": share_of(judged, lambda each: (each.row[confidence] >= UNSURE) == each.right),
+        "brier": sum(errors) / sum(each.weight for each in judged) if errors else None,
+        "category": share_of(named, lambda each: each.row[category] == each.verdict.category),
     }
