@@ -109,7 +109,7 @@ class Arm:
         if self.mean is None:
             return betas
         trained = betas if training is None else self._of_schedule(training, recipe, training)[0]
-        return betas * (self.mean / trained.mean())
+        return np.asarray(betas * (self.mean / trained.mean()))
 
     def bounds(self, recipe: Recipe) -> Bounds:
         """Within which a schedule's betas may move, of an arm that has a schedule's.

@@ -172,8 +172,8 @@ def _column(table: pa.Table) -> Floats:
     return np.asarray(table[DEFAULT_BETA].to_numpy().astype(np.float64))
 
 
-# under the names that arms have for them; each takes the table, that of the training pairs (the same
-# one unless held-out pairs are asked about), the recipe, and what is in the name
+# under the names that arms have for them; each takes the table, that of the training pairs (the
+# same one unless held-out pairs are asked about), the recipe, and what is in the name
 DERIVED: dict[str, Callable[..., Derived]] = {
     "shuffled": shuffled,
     "matched-constant": matched,

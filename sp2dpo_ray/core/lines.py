@@ -7,7 +7,6 @@ is appended later is joined to it.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,21 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def append_json_line(path: Path, row: Any) -> None:
-    """Append one row, behind a line break where the last line was cut."""
+    """Append one row, in the place of a last line that was cut. One process writes at a time."""
     line = json.dumps(row, sort_keys=True).encode("utf-8") + b"\n"
     with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.seek(0)
+        whole, newline, tail = file.read().rpartition(b"\n")
+        if tail and _is_json(tail):  # only its line break is missing
+            line = b"\n" + line
+        elif tail:
+            file.truncate(len(whole + newline))
         file.write(line)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,9 @@ def read_choice(raw: str) -> Row | None:
     return choice | {"text": choice["message"].get("content") or "", "total_tokens": 0}
 
 
-def figures(rows: Sequence[Row], gamed: Path | None) -> dict[str, float]:
-    """Win rate and length-controlled win rate, in percent, with their standard errors.
+def figures(rows: Sequence[Row], gamed: Path | None) -> dict[str, float | None]:
+    """Win rate and length-controlled win rate, in percent, with their standard errors; None where
+    too little was judged, or where all lengths differ by the same and nothing can be controlled.
 
     rows: annotations with `preference`, `output_1`, `output_2`, `generator_1`, `generator_2`; a row
     without a preference stays in, so that every instruction keeps its place. gamed: a local copy of
@@ -120,10 +122,14 @@ def figures(rows: Sequence[Row], gamed: Path | None) -> dict[str, float]:
     """
     table = pd.DataFrame(list(rows))
     table["preference"] = table["preference"].astype(float)
+    names = ("length_controlled_winrate", "lc_standard_error")
+    if (table["output_1"] == table["output_2"]).all():  # the package knows a baseline by its name
+        table["generator_2"] = table["generator_1"]
+    elif table["preference"].notna().sum() < 2 or _longer_by(table).nunique() < 2:
+        return _plain(table) | dict.fromkeys(names)
     with _quiet(), _local_hub(gamed):
         from alpaca_eval import metrics
 
-        plain: dict[str, float] = metrics.get_winrate(table.to_dict("records"))
         try:
             controlled: dict[str, float] = metrics.get_length_controlled_winrate(
                 table.copy(), save_weights_dir=None, is_warn_extreme_changes=False
@@ -133,9 +139,21 @@ def figures(rows: Sequence[Row], gamed: Path | None) -> dict[str, float]:
                 f"the Hugging Face hub did not give {GAMED} of tatsu-lab/alpaca_eval "
                 f"({type(error).__name__}); name a local copy in evaluate.alpaca_eval.gamed"
             ) from error
-    names = ("length_controlled_winrate", "lc_standard_error")
-    found = {name: float(value) for name, value in plain.items()}
-    return found | {name: float(controlled[name]) for name in names}
+    return _plain(table) | {name: float(controlled[name]) for name in names}
+
+
+def _plain(table: pd.DataFrame) -> dict[str, float | None]:
+    with _quiet():
+        from alpaca_eval import metrics
+
+        found: dict[str, float] = metrics.get_winrate(table.to_dict("records"))
+    return {name: None if isnan(value) else float(value) for name, value in found.items()}
+
+
+def _longer_by(table: pd.DataFrame) -> pd.Series:
+    """Difference in length of the two outputs, over the rows that were judged."""
+    judged = table[table["preference"].notna()]
+    return judged["output_1"].str.len() - judged["output_2"].str.len()
 
 
 def pins(gamed: Path | None) -> dict[str, str]:

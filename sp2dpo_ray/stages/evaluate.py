@@ -15,6 +15,7 @@ from typing import Any
 
 from sp2dpo_ray.config.evaluate import shared_with
 from sp2dpo_ray.console import bar, say
+from sp2dpo_ray.core.annotation import SETTLED
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import MANIFEST, Draft, open_artifact, write_atomically
 from sp2dpo_ray.core.files import COMPARISON, COMPARISON_TEXT, ITEMS, OUTPUTS, RESULT
@@ -133,15 +134,15 @@ def _score(run: Run, entry: Entry, items: list[Item], shared: list[str]) -> Summ
     inputs = {"generate": entry.path.parent} if entry.generated else {}
     provenance = run.provenance("evaluate", settings, inputs)
     done = run.finished(entry.folder, provenance)
-    if done and not done.summary["notes"].get("not_answered"):
+    if done and SETTLED.issuperset(done.summary["outcomes"]):
         return done.summary | {"reused": True, "calls_made": 0, "cost_usd": 0.0}
     verdicts, made, usd = _ask(run, judge, entry, questions)
     places = {(q.item, q.kind): v for q, v in zip(questions, verdicts, strict=True)}
     result = benchmark.score(section, items, answers, places)
-    if run.offline and result.notes.get("not_answered"):
+    if run.offline and (gaps := sum(verdict.outcome not in SETTLED for verdict in verdicts)):
         raise DataError(
-            f"--offline: {result.notes['not_answered']:,} judgements of {entry.model} on "
-            f"{entry.benchmark} are not on record; run evaluate without --offline to ask for them"
+            f"--offline: {gaps:,} judgements of {entry.model} on {entry.benchmark} are not on "
+            "record; run evaluate without --offline to ask for them"
         )
     if done:  # with gaps that may be closed now
         (entry.folder / MANIFEST).unlink()

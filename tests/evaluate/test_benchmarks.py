@@ -242,9 +242,8 @@ def test_prompts_are_filled_in_one_pass(tmp_path: Path) -> None:
 def test_a_hub_that_cannot_be_reached_says_which_file_to_name() -> None:
     code = (
         "from sp2dpo_ray.evaluate.alpaca import figures\n"
-        "row = {'preference': 1.2, 'output_1': 'a', 'output_2': 'b', 'generator_1': 'x', "
-        "'generator_2': 'y'}\n"
-        "figures([row | {'preference': 1 + i / 10} for i in range(9)], None)"
+        "row = {'output_1': 'a', 'generator_1': 'x', 'generator_2': 'y'}\n"
+        "figures([row | {'preference': 1 + i / 10, 'output_2': 'b' * i} for i in range(9)], None)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
@@ -252,6 +251,34 @@ def test_a_hub_that_cannot_be_reached_says_which_file_to_name() -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "name a local copy in evaluate.alpaca_eval.gamed" in done.stderr
+
+
+def judged(preferences: list[float | None], longer: list[int]) -> list[dict[str, Any]]:
+    return [
+        {"preference": p, "output_1": "x" * 50, "output_2": "y" * (50 + more),
+         "generator_1": "reference", "generator_2": "model"}
+        for p, more in zip(preferences, longer, strict=True)
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_told_is_no_number() -> None:
+    """Nothing judged, one judged, and lengths that all differ by the same; the package makes NaN of
+    these, or divides by a deviation of 0."""
+    none = alpaca.figures(judged([None] * 8, [*range(8)]), None)
+    assert (none["win_rate"], none["length_controlled_winrate"]) == (None, None)
+    one = alpaca.figures(judged([1.8, *[None] * 7], [*range(8)]), None)
+    assert one["win_rate"] == pytest.approx(80.0)
+    assert (one["standard_error"], one["length_controlled_winrate"]) == (None, None)
+    flat = alpaca.figures(judged([1.0, 1.5, 2.0, 1.5], [7] * 4), None)
+    assert (flat["win_rate"], flat["length_controlled_winrate"]) == (50.0, None)
+    json.dumps([none, one, flat], allow_nan=False)
+
+
+def test_the_reference_beside_itself_is_half(tmp_path: Path) -> None:
+    rows = [row | {"output_2": row["output_1"]} for row in judged([1.5] * 6, [0] * 6)]
+    found = alpaca.figures(rows, None)
+    assert (found["win_rate"], found["length_controlled_winrate"]) == (50.0, 50.0)
+    assert found["lc_standard_error"] == 0.0
 
 
 def test_a_missing_checker_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

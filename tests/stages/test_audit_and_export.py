@@ -186,7 +186,8 @@ def test_the_fair_sample_is_the_basis_when_it_is_large_enough() -> None:
 
 def test_a_rare_category_counts_by_its_share_of_the_schedule() -> None:
     """900 pairs of Style with all labels right, 100 of Safety with half of them wrong; the sample
-    has twenty of each. Half of Safety was told by a predictor, which no teacher is credited with."""
+    has twenty of each. Half of Safety was told by a predictor, and no teacher is credited with it.
+    """
     listed, verdicts = [], []
     for i in range(40):
         safe = i >= 20

@@ -112,6 +112,32 @@ def test_every_judgement_is_asked_once_and_replayed_without_a_call(
     assert "sk-" not in json.dumps(result)
 
 
+def test_a_judgement_that_was_refused_is_on_record_like_any_other(
+    ray_cluster: None, demo_config: Path, tmp_path: Path
+) -> None:
+    """It has no preference and never will: it is neither asked again nor missed offline."""
+    given = alpaca(tmp_path, one=outputs("one"))
+
+    def filtered_once(body: dict[str, Any]) -> dict[str, Any]:
+        if "question 3" in json.dumps(body["messages"]):
+            return {"index": 0, "finish_reason": "content_filter", "logprobs": None,
+                    "message": {"role": "assistant", "content": None}}  # fmt: skip
+        return weighted(body)
+
+    with judge_server(filtered_once) as server:
+        run = run_with(demo_config, server.url, given)
+        first = STAGES["evaluate"](run)
+        assert first["table"][0]["notes"]["not_answered"] == 1
+        manifest = run.path("eval", "one", "alpaca_eval", "scores", "manifest.json")
+        made = manifest.stat().st_mtime_ns
+        again = STAGES["evaluate"](run)
+        assert (again["calls_made"], len(server.bodies)) == (0, COUNT)
+        assert manifest.stat().st_mtime_ns == made
+    manifest.unlink()
+    replayed = STAGES["evaluate"](Run(run.config, offline=True))
+    assert replayed["table"] == first["table"]
+
+
 def test_a_killed_evaluation_repeats_no_recorded_call(
     ray_cluster: None, demo_config: Path, tmp_path: Path
 ) -> None:

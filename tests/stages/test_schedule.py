@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import sp2dpo_ray
-from sp2dpo_ray.core.artifact import MANIFEST
+from sp2dpo_ray.core.artifact import MANIFEST, Provenance, publish
 from sp2dpo_ray.core.checklist import checklist
 from sp2dpo_ray.core.hashing import sha256_file
 from sp2dpo_ray.core.schedule.diff import diff
@@ -145,6 +146,20 @@ def test_a_schedule_of_other_annotations_is_noticed(annotated: Make) -> None:
     run = annotated(seed=1)
     assert "made from another annotate than the one that lies here" in first_wrong(run.folder)
     assert "no finished artifact" in first_wrong(run.path("nowhere"))
+
+
+def test_a_reference_of_earlier_pairs_is_told_and_harms_nothing(annotated: Make) -> None:
+    """Each lies in a folder of its own; and what was left half done is no artifact."""
+    run = annotated()
+    schedule(run)
+    folder = run.path("reference", "0123456789abcdef")
+    made = Provenance("reference", "k", run.config.lambda_id, {"prepare": "of earlier pairs"})
+    with publish(folder, made):
+        pass
+    shutil.copytree(folder, folder.with_name(".fedcba9876543210.partial"))
+    lines = list(verify(run.folder))
+    assert f"{folder}: of another prepare than the one that lies here; nobody reads it" in lines
+    assert not any(".partial" in line for line in lines)
 
 
 def test_a_schedule_of_another_release_is_made_anew(annotated: Make) -> None:

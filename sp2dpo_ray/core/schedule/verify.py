@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
-from sp2dpo_ray.core.artifact import MANIFEST, Manifest, open_artifact
+from sp2dpo_ray.core.artifact import MANIFEST, Manifest, manifests_in, open_artifact
 from sp2dpo_ray.core.files import EVAL, EXCLUDED, QUALITY, SCHEDULE, SCHEDULE_CSV, TRAIN
 from sp2dpo_ray.core.schedule.build import pieces_of
 from sp2dpo_ray.core.schedule.columns import PREDICTED_COLUMN
@@ -29,6 +29,7 @@ from sp2dpo_ray.errors import ArtifactError
 
 # exp, tanh and powers differ in the last bit between processors; nothing of interest is as small
 TOLERANCE = 1e-12
+REFERENCE = "reference"
 
 
 def verify(path: Path) -> Iterator[str]:
@@ -36,7 +37,7 @@ def verify(path: Path) -> Iterator[str]:
 
     Raises ArtifactError with the first thing that is wrong.
     """
-    folders = sorted(manifest.parent for manifest in path.rglob(MANIFEST))
+    folders = [path / name for name in manifests_in(path)]
     if not folders:
         raise ArtifactError(f"{path}: no finished artifact here (no {MANIFEST} in it or below)")
     manifests = {}
@@ -56,11 +57,15 @@ def _inputs(manifests: dict[Path, Manifest]) -> Iterator[str]:
     for folder, manifest in manifests.items():
         for name, digest in manifest.inputs.items():
             stage = name.partition(" ")[0]  # "train jmamp" is an input of the stage train
-            if stage in there and digest not in there[stage]:
-                raise ArtifactError(
-                    f"{folder}: was made from another {name} than the one that lies here; "
-                    f"run: sp2dpo {manifest.stage}"
-                )
+            if stage not in there or digest in there[stage]:
+                continue
+            if manifest.stage == REFERENCE:  # each has a folder of its own, whatever came later
+                yield f"{folder}: of another {name} than the one that lies here; nobody reads it"
+                continue
+            raise ArtifactError(
+                f"{folder}: was made from another {name} than the one that lies here; run: sp2dpo "
+                f"{manifest.stage} CONFIG, or remove what is out of date: sp2dpo clean RUN --stale"
+            )
     if len(manifests) > 1:
         yield "every artifact was made from the ones that lie here"
 
