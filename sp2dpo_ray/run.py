@@ -125,7 +125,8 @@ class Run:
         for name, folder in inputs.items():
             if read_manifest(folder) is None:
                 raise ArtifactError(
-                    f"stage {stage} needs {name}, which {folder} does not hold; run: sp2dpo {name}"
+                    f"stage {stage} needs {name}, which {folder} does not hold; run: sp2dpo {name} "
+                    "with the same configuration"
                 )
             digests[name] = open_artifact(folder).digest
         key = sha256_hex([stage, settings, digests])

@@ -304,7 +304,11 @@ def test_a_stage_without_its_packages_says_what_to_install(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_interrupt_is_resumable_and_a_second_command_is_kept_out(demo_config: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_an_interrupt_is_resumable_and_a_second_command_is_kept_out(
+    demo_config: Path, sent: signal.Signals
+) -> None:
+    """Ray takes SIGTERM for itself and would end the command without a word."""
     slow = [
         "--set", "teachers.0={name: alba, provider: scripted, model: s, options: {latency_s: 0.5, "
         "default: '{}'}, limits: {in_flight: 2}}",
@@ -321,7 +325,7 @@ def test_an_interrupt_is_resumable_and_a_second_command_is_kept_out(demo_config:
     second = sp2dpo("prepare", str(demo_config), *slow)
     assert second.returncode == 4
     assert "another command is working on" in second.stderr
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, sent)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 4, said
     assert "interrupted" in said

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from sp2dpo_ray.core.place import holds_credentials
+
 
 class Section(BaseModel):
     """A part of the configuration: unknown keys refused, values fixed after loading."""
@@ -18,7 +20,7 @@ class Section(BaseModel):
 
 def without_credentials(where: str, name: str) -> str:
     """A path or URI as it is; ValueError where it holds a password or key."""
-    if "@" in where.partition("?")[0] or "access_key" in where or "secret_key" in where:
+    if holds_credentials(where):
         raise ValueError(f"{name} must hold no credentials; they come from the environment")
     return where
 

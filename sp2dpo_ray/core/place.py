@@ -124,6 +124,11 @@ class ObjectStore:
         return self.uri.partition("?")[0]
 
 
+def holds_credentials(where: str) -> bool:
+    """Whether a path or URI has a password or key in it, which then would be told everywhere."""
+    return "@" in where.partition("?")[0] or "access_key" in where or "secret_key" in where
+
+
 def find_place(where: str, named: str = "annotate.journal") -> Place:
     """The place that a path or URI names; named: what an error calls it.
 
@@ -131,6 +136,8 @@ def find_place(where: str, named: str = "annotate.journal") -> Place:
     """
     if "://" not in where:
         return Folder(Path(where).expanduser().resolve())
+    if holds_credentials(where):
+        raise ConfigError(f"{named} must hold no credentials; they come from the environment")
     try:
         place = ObjectStore(where)
     except (ValueError, OSError) as error:

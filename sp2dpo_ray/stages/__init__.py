@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -208,6 +210,7 @@ def _session(ray: Any, address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     local = {} if address else {"object_store_memory": OBJECT_STORE_BYTES}
+    told_to_end = signal.getsignal(signal.SIGTERM)
     with without_lines(LOG_LEVEL):  # Ray says that it obeys, on every start
         context = ray.init(
             # "local": without it Ray joins whatever cluster somebody started on this machine
@@ -217,6 +220,9 @@ def _session(ray: Any, address: str | None) -> Iterator[None]:
             log_to_driver=False,
             **local,
         )
+    if threading.current_thread() is threading.main_thread():
+        # Ray puts an exit of its own in its place, which would end a command without a word
+        signal.signal(signal.SIGTERM, told_to_end)
     if context.dashboard_url:
         say(f"Ray dashboard: http://{context.dashboard_url}")
     try:

@@ -126,6 +126,13 @@ def test_it_travels_without_credentials(bucket: str) -> None:
     assert again.open("x").read() == b"1"
 
 
+def test_a_place_with_a_key_in_it_is_refused_and_not_repeated() -> None:
+    for where in ("s3://KEY:SECRET@bucket/x", "s3://b/x?secret_key=SECRET"):
+        with pytest.raises(ConfigError, match="push must hold no credentials") as refused:
+            find_place(where, named="push")
+        assert "SECRET" not in str(refused.value)
+
+
 def test_what_cannot_be_reached_is_said(bucket: str) -> None:
     with pytest.raises(ConfigError, match=r"annotate\.journal: 'ftp://x/y' cannot be used"):
         find_place("ftp://x/y")
