@@ -128,12 +128,27 @@ def _read_row(
         chosen, rejected = _hh_turns(chosen), _hh_turns(rejected)
     context, better = _split(chosen)
     other, worse = _split(rejected)
+    if not chosen or not rejected:  # a side without any turn is empty, and differs in nothing else
+        context = other = context or other
     if form is Form.TURNS_AND_PROMPT:
-        context, other = (prompt or []) + context, (prompt or []) + other
-    elif not context and not other:  # the responses alone, the prompt in its own column
-        context = other = _user(prompt)
-    same = [_clean(turn) for turn in context] == [_clean(turn) for turn in other]
-    return ([_clean(turn) for turn in context] if same else None), better, worse
+        context, other = (_behind(prompt or [], turns) for turns in (context, other))
+    elif form is Form.CONVERSATIONS:  # the responses alone, the prompt in its own column
+        context, other = (
+            turns + _user(prompt) if not turns or (prompt and not _asks(turns)) else turns
+            for turns in (context, other)
+        )
+    same = _cleaned(context) == _cleaned(other)
+    return (_cleaned(context) if same else None), better, worse
+
+
+def _asks(turns: list[dict[str, Any]]) -> bool:
+    return any(turn["role"] == "user" for turn in turns)
+
+
+def _behind(prompt: list[dict[str, Any]], turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The prompt and the turns after it, which may be whole conversations that begin with it."""
+    whole = bool(prompt) and _cleaned(turns[: len(prompt)]) == _cleaned(prompt)
+    return turns if whole else prompt + turns
 
 
 def _split(turns: Any) -> tuple[list[dict[str, Any]], str | None]:
@@ -143,8 +158,8 @@ def _split(turns: Any) -> tuple[list[dict[str, Any]], str | None]:
     return turns or [], None
 
 
-def _clean(turn: dict[str, Any]) -> dict[str, str]:
-    return {"role": turn["role"], "content": turn["content"] or ""}
+def _cleaned(turns: list[dict[str, Any]]) -> Turns:
+    return [{"role": turn["role"], "content": turn["content"] or ""} for turn in turns]
 
 
 def _user(text: str | None) -> Turns:
@@ -152,6 +167,8 @@ def _user(text: str | None) -> Turns:
 
 
 def _hh_turns(text: str | None) -> Turns:
+    if not (text or "").strip():
+        return []
     parts = re.split(r"(?:^|\n\n)(Human|Assistant):", text or "")
     if parts[0].strip() or len(parts) < 3:
         raise ValueError(

@@ -31,8 +31,21 @@ def read_source(source: str, *, split: str | None, revision: str | None) -> pa.T
     """
     path = find_source(source)
     if path is None:
-        return _read_hub(source, split, revision)
-    return _read_folder(path) if path.is_dir() else _read_file(path)
+        return _plain(_read_hub(source, split, revision))
+    return _plain(_read_folder(path) if path.is_dir() else _read_file(path))
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The same with texts as texts, where they came as categories (pandas) or views (polars)."""
+    for place, field in enumerate(table.schema):
+        kind = field.type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if pa.types.is_string_view(kind):
+            kind = pa.string()
+        if kind != field.type:
+            table = table.set_column(place, field.name, table[field.name].cast(kind))
+    return table
 
 
 def find_source(source: str) -> Path | None:
@@ -53,7 +66,13 @@ def _read_folder(folder: Path) -> pa.Table:
     files = sorted(file for file in folder.iterdir() if file.suffix in FORMATS)
     if not files:
         raise DataError(f"data.source: no file in {folder} ends in one of {', '.join(FORMATS)}")
-    return pa.concat_tables([_read_file(file) for file in files], promote_options="permissive")
+    tables = [_plain(_read_file(file)) for file in files]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"data.source: the files in {folder} differ in a column: {error}"
+        ) from error
 
 
 def _read_file(path: Path) -> pa.Table:
@@ -123,10 +142,10 @@ def _table(rows: list[dict[str, Any]], path: Path) -> pa.Table:
     for name in names:
         try:
             columns[name] = pa.array([row.get(name) for row in rows])
-        except (pa.ArrowException, UnicodeEncodeError) as error:
+        except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
             raise DataError(
                 f"{path}: column {name!r} mixes kinds of values, or holds text that is no valid "
-                f"Unicode: {error}"
+                f"Unicode, or a number that does not fit: {error}"
             ) from error
     return pa.table(columns)
 

@@ -46,6 +46,7 @@ EXPLICIT = {"prompt_id": "a", "prompt": turns("Hi"), "chosen": [turns("", "yes")
 RESPONSES_ALONE = {"prompt_id": "a", "prompt": "Hi", "chosen": [turns("", "yes")[1]],
                    "rejected": [turns("", "no")[1]]}  # fmt: skip
 PLAIN = {"prompt_id": "a", "prompt": "Hi", "chosen": "yes", "rejected": "no"}
+WHOLE_BEHIND_PROMPT = EXPLICIT | {"chosen": turns("Hi", "yes"), "rejected": turns("Hi", "no")}
 HH = {"prompt_id": "a", "chosen": "\n\nHuman: Hi\n\nAssistant: yes",
       "rejected": "\n\nHuman: Hi\n\nAssistant: no"}  # fmt: skip
 
@@ -53,6 +54,7 @@ HH = {"prompt_id": "a", "chosen": "\n\nHuman: Hi\n\nAssistant: yes",
 @pytest.mark.parametrize(
     ("row", "form"),
     [(ULTRAFEEDBACK, Form.CONVERSATIONS), (EXPLICIT, Form.TURNS_AND_PROMPT),
+     (WHOLE_BEHIND_PROMPT, Form.TURNS_AND_PROMPT),
      (RESPONSES_ALONE, Form.CONVERSATIONS), (PLAIN, Form.PLAIN), (HH, Form.HH)],
 )  # fmt: skip
 def test_every_form_becomes_the_same_pair(row: dict[str, Any], form: Form) -> None:
@@ -72,6 +74,25 @@ def test_hh_keeps_the_common_whole_turns_as_prompt() -> None:
         "One", "Two", "Three, Human: not a turn"]  # fmt: skip
     assert (pair.chosen, pair.rejected) == ("A b", "A c")  # not cut inside the last turn
     assert pair.prompt_text.startswith("user: One\n\nassistant: Two")
+
+
+def test_a_system_turn_before_the_response_keeps_the_question() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    row = {"prompt": "Hi", "chosen": [system, *RESPONSES_ALONE["chosen"]],
+           "rejected": [system, *RESPONSES_ALONE["rejected"]]}  # fmt: skip
+    pair = only(pa.Table.from_pylist([row]))
+    assert pair.prompt == [system, {"role": "user", "content": "Hi"}]
+    assert (pair.chosen, pair.rejected) == ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"chosen": HH["chosen"], "rejected": ""}, {"chosen": HH["chosen"], "rejected": None},
+     {"chosen": turns("Hi", "yes"), "rejected": []}, {**EXPLICIT, "rejected": []}],
+)  # fmt: skip
+def test_a_side_without_a_turn_is_empty(row: dict[str, Any]) -> None:
+    table = pa.Table.from_pylist([row, {**row, "rejected": row["chosen"]}])
+    assert next(iter(read_pairs(table))).reason == "empty_rejected"
 
 
 def test_contexts_that_differ_are_no_pair() -> None:
@@ -194,6 +215,26 @@ def test_a_folder_is_read_as_one(tmp_path: Path) -> None:
     for i in range(2):
         pq.write_table(plain((f"p{i}", "a", "b")), tmp_path / f"part-{i}.parquet")
     assert read_source(str(tmp_path), split=None, revision=None).num_rows == 2
+
+
+def test_texts_may_come_as_categories_or_views(tmp_path: Path) -> None:
+    table = plain(("p", "a", "b"), ("q", "c", "d")).append_column("source", pa.array(["x", "y"]))
+    for kind in (pa.dictionary(pa.int32(), pa.string()), pa.string_view()):
+        columns = {name: table[name].cast(kind) for name in table.column_names}
+        pq.write_table(pa.table(columns), tmp_path / "pairs.parquet")
+        read = read_source(str(tmp_path / "pairs.parquet"), split=None, revision=None)
+        assert list(read_pairs(read)) == list(read_pairs(table))
+        assert prepare(read).train["source"].to_pylist() == ["x", "y"]
+
+
+def test_files_that_do_not_go_together_are_named(tmp_path: Path) -> None:
+    for name, value in (("a", 1), ("b", "one")):
+        pq.write_table(pa.table({"prompt_id": [value]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"the files in .* differ in a column"):
+        read_source(str(tmp_path), split=None, revision=None)
+    (tmp_path / "c.jsonl").write_text(json.dumps(PLAIN | {"prompt_id": 1 << 70}))
+    with pytest.raises(DataError, match=r"'prompt_id' .* a number that does not fit"):
+        read_source(str(tmp_path / "c.jsonl"), split=None, revision=None)
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
