@@ -2,11 +2,13 @@
 
 In: for each arm the same held-out pairs and their margins (nats, not scaled by any beta, so arms of
 different betas can be compared). Out: one row an arm. Invariant: every arm is resampled with the
-same draws, so that a difference is judged pair by pair.
+same draws, so that a difference is judged pair by pair; pairs that share a prompt are drawn
+together, since they do not tell independently of each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -52,12 +54,17 @@ def accuracy_of(margin_N: Floats) -> Floats:
     return np.where(margin_N == 0, 0.5, (margin_N > 0).astype(np.float64))
 
 
-def compare_arms(margins: dict[str, tuple[list[str], Floats]], baseline: str) -> list[ArmScore]:
+def compare_arms(
+    margins: dict[str, tuple[list[str], Floats]],
+    baseline: str,
+    prompts: Sequence[str] | None = None,
+) -> list[ArmScore]:
     """Score every arm against the baseline, which comes first.
 
-    margins: arm -> (pair ids, margins), the margins (N,), or (S, N) for S seeds. Pairs are drawn
-    again, and seeds too where there are several: the interval then holds for another seed as well
-    as for other pairs. Raises ArtifactError if the arms saw different pairs.
+    margins: arm -> (pair ids, margins), the margins (N,), or (S, N) for S seeds. prompts: of the
+    pairs; None: all differ. Prompts are drawn again, and seeds too where there are several: the
+    interval then holds for another seed as well as for other prompts. Raises ArtifactError if the
+    arms saw different pairs.
     """
     ids = margins[baseline][0]
     for arm, (theirs, _) in margins.items():
@@ -68,13 +75,13 @@ def compare_arms(margins: dict[str, tuple[list[str], Floats]], baseline: str) ->
     for arm in [baseline, *(name for name in margins if name != baseline)]:
         margin = np.atleast_2d(margins[arm][1])
         accuracy = accuracy_of(margin)
-        gain = None if arm == baseline else gain_on(base, accuracy)
+        gain = None if arm == baseline else gain_on(base, accuracy, prompts)
         rows.append(
             ArmScore(
                 arm,
                 len(ids),
-                interval(accuracy),
-                interval(margin),
+                interval(accuracy, prompts),
+                interval(margin, prompts),
                 gain,
                 verdict(gain),
                 len(margin),
@@ -83,18 +90,27 @@ def compare_arms(margins: dict[str, tuple[list[str], Floats]], baseline: str) ->
     return rows
 
 
-def gain_on(base_SN: Floats, values_SN: Floats) -> Interval:
+def gain_on(base_SN: Floats, values_SN: Floats, groups: Sequence[str] | None = None) -> Interval:
     """How much larger the values are, item by item; seed by seed where both have as many, else
-    against the mean of the base's seeds."""
+    against the mean of the base's seeds. groups: as `interval` has them."""
     if len(values_SN) == len(base_SN):
-        return interval(values_SN - base_SN)
-    return interval(values_SN - base_SN.mean(axis=0))
+        return interval(values_SN - base_SN, groups)
+    return interval(values_SN - base_SN.mean(axis=0), groups)
 
 
-def interval(values_SN: Floats) -> Interval:
-    """The mean of S seeds' values for N items; both are drawn again."""
+def interval(values_SN: Floats, groups: Sequence[str] | None = None) -> Interval:
+    """The mean of S seeds' values for N items; both are drawn again.
+
+    groups: what items share, so that they are drawn together (a cluster bootstrap); None: nothing.
+    """
     tail = (1 - LEVEL) / 2
-    by_seed = _weights(values_SN.shape[1], SEED) @ values_SN.T  # (RESAMPLES, S)
+    if groups is None:
+        by_seed = _weights(values_SN.shape[1], SEED) @ values_SN.T  # (RESAMPLES, S)
+    else:
+        _, place = np.unique(np.array(groups, str), return_inverse=True)
+        weights = _weights(int(place.max()) + 1, SEED)
+        sums = np.stack([np.bincount(place, row) for row in values_SN], axis=1)  # (G, S)
+        by_seed = (weights @ sums) / (weights @ np.bincount(place))[:, None]
     drawn = _weights(len(values_SN), SEED + 1)
     low, high = np.quantile((by_seed * drawn).sum(axis=1), [tail, 1 - tail])
     return Interval(float(values_SN.mean()), float(low), float(high))

@@ -1,13 +1,16 @@
 """Choosing an arm and judging it, on different pairs.
 
 In: for each arm the held-out margins of its seeds. Out: the chosen baseline and every arm against
-it. Invariant: the half that chooses is never the half that reports, and both are drawn by the
-pairs' ids, so they are the same for every arm, seed and machine.
+it. Invariant: the half that chooses is never the half that reports, no prompt is in both, and both
+are drawn by the prompts, so they are the same for every arm, seed and machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from sp2dpo_ray.core.halves import tuning_half
 from sp2dpo_ray.errors import ArtifactError
@@ -35,21 +38,25 @@ class Selection:
     tuning_pairs: int
 
 
-def select(arms: dict[str, ArmMargins], tuned: list[str]) -> Selection:
-    """Choose on one half, compare on the other; ArtifactError where there are too few pairs, or
-    arms were scored on other ones. tuned: the arms of a global beta."""
+def select(
+    arms: dict[str, ArmMargins], tuned: list[str], prompts: Sequence[str] | None = None
+) -> Selection:
+    """Choose on one half, compare on the other; ArtifactError where there are too few prompts, or
+    arms were scored on other pairs. tuned: the arms of a global beta. prompts: of the pairs, in
+    their order; None: all differ."""
     first = next(iter(arms.values()))
     for name, arm in arms.items():
         if arm.ids != first.ids:
             raise ArtifactError(
                 f"arm {name} was scored on other held-out pairs than {next(iter(arms))}"
             )
-    if len(first.ids) < 2:
+    groups = np.array(first.ids if prompts is None else prompts, str)
+    half = tuning_half(groups.tolist())
+    if not half.any() or half.all():
         raise ArtifactError(
-            f"a sweep needs two held-out pairs or more, to choose with and to report; there are "
-            f"{len(first.ids)}. Raise data.eval_fraction or name data.eval_source"
+            f"a sweep needs two held-out prompts or more, to choose with and to report; there are "
+            f"{len(set(groups))}. Raise data.eval_fraction or name data.eval_source"
         )
-    half = tuning_half(first.ids)
     tuning = {n: float(accuracy_of(arm.margin_SN[:, half]).mean()) for n, arm in arms.items()}
     mean_margin = {name: float(arm.margin_SN[:, half].mean()) for name, arm in arms.items()}
 
@@ -60,7 +67,9 @@ def select(arms: dict[str, ArmMargins], tuned: list[str]) -> Selection:
     baseline = best(tuned) if tuned else next(iter(arms))
     report_ids = [name for name, mark in zip(first.ids, half, strict=True) if not mark]
     rows = compare_arms(
-        {name: (report_ids, arm.margin_SN[:, ~half]) for name, arm in arms.items()}, baseline
+        {name: (report_ids, arm.margin_SN[:, ~half]) for name, arm in arms.items()},
+        baseline,
+        None if prompts is None else groups[~half].tolist(),
     )
     return Selection(tuning, best(list(arms)), baseline, rows, int(half.sum()))
 

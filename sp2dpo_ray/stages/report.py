@@ -23,11 +23,13 @@ from sp2dpo_ray.core.files import (
     ARMS,
     BETAS,
     COMPARISON,
+    EVAL,
     EVAL_PAIRS,
     METRICS_LINES,
     QUALITY,
     TRAIN,
 )
+from sp2dpo_ray.core.halves import prompts_of
 from sp2dpo_ray.core.languages import COLUMN
 from sp2dpo_ray.core.pairs import SCORES, pairs_from
 from sp2dpo_ray.core.schedule.audit import audit_list, doubted
@@ -238,11 +240,12 @@ def _compare(run: Run, trained: dict[str, Summary]) -> list[dict[str, Any]]:
     if not margins or not next(iter(margins.values()))[0]:
         return []
     tuned = [name for name in margins if parse_arm(name).is_global]
+    prompts = prompts_of(run.pairs_file(EVAL), next(iter(margins.values()))[0])
     if len(tuned) > 1:  # chosen on one half, or the baseline would be any of them
         arms = {name: ArmMargins(ids, values[None]) for name, (ids, values) in margins.items()}
-        return [_row(score, trained[score.arm]) for score in select(arms, tuned).rows]
+        return [_row(score, trained[score.arm]) for score in select(arms, tuned, prompts).rows]
     baseline = tuned[0] if tuned else next(iter(margins))
-    return [_row(score, trained[score.arm]) for score in compare_arms(margins, baseline)]
+    return [_row(score, trained[score.arm]) for score in compare_arms(margins, baseline, prompts)]
 
 
 def _row(score: ArmScore, summary: Summary) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from sp2dpo_ray.config.sweep import SearchSection
 from sp2dpo_ray.console import bar, say
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.derived import DEFAULT_ESTIMATOR
-from sp2dpo_ray.core.files import EVAL_PAIRS
-from sp2dpo_ray.core.halves import tuning_half
+from sp2dpo_ray.core.files import EVAL, EVAL_PAIRS
+from sp2dpo_ray.core.halves import prompts_of, tuning_half
 from sp2dpo_ray.core.schedule.mapping import SHAPES
 from sp2dpo_ray.errors import ConfigError, TrainingError
 from sp2dpo_ray.evaluate.compare import accuracy_of
@@ -102,7 +102,7 @@ def _try(run: Run, values: dict[str, Any], tell: Tell, looks: int) -> float:
     with run.alone(RECORDS, folder_of(run, name).name):
         train(run, name, eval_steps=looks, on_row=on_row)
     table = pq.read_table(folder_of(run, name) / EVAL_PAIRS, columns=["prompt_id", "margin"])
-    half = tuning_half(table["prompt_id"].to_pylist())
+    half = tuning_half(prompts_of(run.pairs_file(EVAL), table["prompt_id"].to_pylist()))
     if not half.any():
         raise TrainingError(
             f"{name} has no objective: too few held-out pairs to choose with. Raise "

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from sp2dpo_ray.console import bar, say
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import Draft
-from sp2dpo_ray.core.files import EVAL_PAIRS, SWEEP_TABLE, SWEEP_TEXT, SWEEP_TRIALS
+from sp2dpo_ray.core.files import EVAL, EVAL_PAIRS, SWEEP_TABLE, SWEEP_TEXT, SWEEP_TRIALS
+from sp2dpo_ray.core.halves import prompts_of
 from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.evaluate.select import ArmMargins, Selection, select, sentence
 from sp2dpo_ray.run import Run, Summary
@@ -49,7 +50,12 @@ def sweep(run: Run) -> Summary:
     if not good:
         raise TrainingError("no arm of the sweep finished: " + outcomes[0].reason)
     margins = _margins(run, good)
-    selection = select(margins, [name for name in margins if parse_arm(name).is_global])
+    ids = next(iter(margins.values())).ids
+    selection = select(
+        margins,
+        [name for name in margins if parse_arm(name).is_global],
+        prompts_of(run.pairs_file(EVAL), ids),
+    )
     rows = _rows(run, selection, good)
     inputs = {f"train {name}": run.path("train", parse_arm(name).folder) for name in good}
     record = {

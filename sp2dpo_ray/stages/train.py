@@ -31,6 +31,7 @@ from sp2dpo_ray.core.files import (
     METRICS_LINES,
     TRAJECTORY,
 )
+from sp2dpo_ray.core.halves import prompts_of
 from sp2dpo_ray.core.lines import read_json_lines
 from sp2dpo_ray.core.methods import METHODS
 from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA
@@ -69,11 +70,12 @@ def train(
         return manifest.summary | {"reused": True}
 
     interim = eval_steps or config.train.eval_steps or 0
-    held_out = pq.read_metadata(run.pairs_file(EVAL)).num_rows
-    if interim and held_out < 2:
+    held_out = pq.read_table(run.pairs_file(EVAL), columns=["prompt_id"])["prompt_id"].to_pylist()
+    prompts = len(set(prompts_of(run.pairs_file(EVAL), held_out))) if interim else 0
+    if interim and prompts < 2:
         raise ConfigError(
-            f"train.eval_steps: {interim} scores half of the held-out pairs on the way, and there "
-            f"are {held_out}; give some (data.eval_fraction, data.eval_source) or leave it out"
+            f"train.eval_steps: {interim} scores half of the held-out prompts on the way, and "
+            f"there are {prompts}; give some (data.eval_fraction, data.eval_source) or leave it out"
         )
     for flag in _flags(run, arm):
         say(f"train {arm.name}: {flag}")

@@ -6,6 +6,7 @@ and know no beta, so that arms can be compared.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +14,8 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from sp2dpo_ray.core.files import HELD_OUT
-from sp2dpo_ray.core.halves import tuning_half
+from sp2dpo_ray.core.files import EVAL, HELD_OUT, PAIRS_TABLE
+from sp2dpo_ray.core.halves import prompts_of, tuning_half
 from sp2dpo_ray.train.step import Computing, Team, pair_logps, passes
 from sp2dpo_ray.train.strategies import Strategy
 from sp2dpo_ray.train.task import Pairs, TrainTask, load_pairs_to_score
@@ -28,14 +29,13 @@ COLUMNS = (
 
 @torch.no_grad()
 def interim_scores(
-    strategy: Strategy, pairs: Pairs, how: Computing, team: Team
+    strategy: Strategy, pairs: Pairs, half: Sequence[int], how: Computing, team: Team
 ) -> dict[str, float]:
-    """Accuracy and margin on the tuning half of the pairs, the student being put back to training;
-    the same numbers on every worker."""
+    """Accuracy and margin on some of the pairs, the student being put back to training; the same
+    numbers on every worker. half: places of the pairs that choose."""
     strategy.model.eval()
-    half = tuning_half([pair.prompt_id for pair in pairs.encoded])
     sums = torch.zeros(3, dtype=torch.float64, device=how.device)
-    for each in passes(pairs, half.nonzero()[0].tolist(), how, team):
+    for each in passes(pairs, half, how, team):
         margin = pair_logps(strategy.score, pairs, each.index, how).margin.double()
         if each.counts:
             right = (torch.sign(margin) + 1) / 2  # a tie is half right
@@ -45,6 +45,14 @@ def interim_scores(
     strategy.model.train()
     right, total, count = sums.tolist()
     return {"held_out/accuracy": right / count, "held_out/margin": total / count}
+
+
+def places_that_choose(task: TrainTask, pairs: Pairs) -> list[int]:
+    """The tuning half of the held-out pairs, by their prompts, as a sweep cuts it."""
+    file = task.pairs / PAIRS_TABLE.format(split=EVAL)
+    half = tuning_half(prompts_of(file, [pair.prompt_id for pair in pairs.encoded]))
+    places: list[int] = half.nonzero()[0].tolist()
+    return places
 
 
 @torch.no_grad()

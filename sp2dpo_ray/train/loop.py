@@ -21,7 +21,7 @@ from sp2dpo_ray.core.files import METRICS_LINES
 from sp2dpo_ray.modeling.student import QUANTIZED, load_tokenizer, save_student, student_to_train
 from sp2dpo_ray.train.checkpoint import restore_state, save_state, scratch
 from sp2dpo_ray.train.gauges import Gauges
-from sp2dpo_ray.train.held_out import interim_scores, score_held_out
+from sp2dpo_ray.train.held_out import interim_scores, places_that_choose, score_held_out
 from sp2dpo_ray.train.loss import Loss
 from sp2dpo_ray.train.memory import decide
 from sp2dpo_ray.train.metrics import MetricsLog, beta_percentiles, means, new_sums
@@ -69,6 +69,7 @@ def train_worker(config: dict[str, Any]) -> None:
     log = MetricsLog(task.output / METRICS_LINES, done, open_trackers(task)) if rank == 0 else None
 
     held_out = load_pairs_to_score(task) if task.eval_steps else None
+    choosing = places_that_choose(task, held_out) if held_out else []
     gauges = Gauges(task)
     strategy.model.train()
     largest = how.batches(pairs, range(len(pairs)))[0]
@@ -112,11 +113,11 @@ def train_worker(config: dict[str, Any]) -> None:
             notice = ray.train.get_preemption_info()
             saves |= notice is not None and notice != warned
             warned = notice
-        looks = held_out is not None and step % task.eval_steps == 0
+        looks = bool(choosing) and step % task.eval_steps == 0
         # logged at every checkpoint too, so that a resumed run begins with an empty window
         if saves or looks or step % options.log_steps == 0:
             now = time.perf_counter()
-            scores = interim_scores(strategy, held_out, how, team) if looks else {}
+            scores = interim_scores(strategy, held_out, choosing, how, team) if looks else {}
             metrics = {
                 "step": step,
                 "steps": len(plan),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sp2dpo_ray.errors import ArtifactError
-from sp2dpo_ray.evaluate.compare import accuracy_of, compare_arms
+from sp2dpo_ray.evaluate.compare import accuracy_of, compare_arms, interval
 
 IDS = [f"p{i}" for i in range(400)]
 
@@ -57,3 +57,25 @@ def test_the_interval_has_the_width_of_theory() -> None:
 def test_arms_scored_on_other_pairs_are_refused() -> None:
     with pytest.raises(ArtifactError, match="arm b was scored on other held-out pairs"):
         compare_arms({"a": (IDS, np.ones(400)), "b": (IDS[::-1], np.ones(400))}, "a")
+
+
+def test_pairs_of_one_prompt_do_not_tell_more_than_one() -> None:
+    """Every pair ten times over under its prompt: the same interval; as pairs of their own they
+    would make it three times narrower."""
+    values = np.random.default_rng(1).normal(size=(2, 60))
+    prompts = [f"p{number:02d}" for number in range(60)]
+    one = interval(values)
+    tenfold, names = np.repeat(values, 10, axis=1), [name for name in prompts for _ in range(10)]
+    for found in (interval(values, prompts), interval(tenfold, names)):
+        for end in ("mean", "low", "high"):
+            assert getattr(found, end) == pytest.approx(getattr(one, end), abs=1e-12)
+    naive = interval(tenfold)
+    assert naive.high - naive.low < 0.5 * (one.high - one.low)
+
+
+def test_prompts_with_more_pairs_weigh_more() -> None:
+    """The mean is over pairs, whatever their prompts: of a plain resample by hand."""
+    values, names = np.array([[0.0, 1.0, 1.0, 1.0]]), ["a", "b", "b", "b"]
+    found = interval(values, names)
+    assert found.mean == 0.75
+    assert (found.low, found.high) == (0.0, 1.0)  # both drawn the same, a quarter of the time each

@@ -31,6 +31,24 @@ def test_halves_are_exact_fixed_by_ids_and_blind_to_order() -> None:
     assert not half[:201].all()
 
 
+def test_pairs_of_one_prompt_are_on_one_side() -> None:
+    """Of a hundred prompts, some with many pairs: half of the pairs as nearly as can be."""
+    draw = np.random.default_rng(0)
+    prompts = [f"p{number}" for number in range(100) for _ in range(draw.integers(1, 9))]
+    half = tuning_half(prompts)
+    assert set(np.array(prompts)[half]).isdisjoint(np.array(prompts)[~half])
+    assert abs(half.sum() - len(prompts) / 2) <= 4
+    assert not tuning_half(["p"] * 7).any() or tuning_half(["p"] * 7).all()
+    assert tuning_half([]).tolist() == []
+    margin = draw.normal(size=len(prompts))
+    ids = [str(number) for number in range(len(prompts))]
+    found = {name: ArmMargins(ids, margin[None]) for name in ("dpo:1", "jmamp")}
+    rows = select(found, ["dpo:1"], prompts).rows
+    assert {row.pairs for row in rows} == {int((~half).sum())}
+    with pytest.raises(ArtifactError, match="there are 1"):
+        select(found, ["dpo:1"], ["p"] * len(prompts))
+
+
 def test_the_best_on_one_half_is_reported_on_the_other() -> None:
     """An arm that shines only where it is chosen gains nothing by it."""
     half = tuning_half(IDS)
@@ -61,7 +79,7 @@ def test_a_baseline_is_a_global_beta_even_if_another_arm_is_better() -> None:
 
 def test_arms_of_other_pairs_and_too_few_pairs_are_refused() -> None:
     one = ArmMargins(["a"], np.ones((1, 1)))
-    with pytest.raises(ArtifactError, match="two held-out pairs or more"):
+    with pytest.raises(ArtifactError, match="two held-out prompts or more"):
         choose({"jmamp": one})
     with pytest.raises(ArtifactError, match="arm dpo:1 was scored on other held-out pairs"):
         choose({"jmamp": ArmMargins(["a", "b"], np.ones((1, 2))),

@@ -14,7 +14,7 @@ import ray
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.config.sweep import HalvingSection, RangeSection, SearchSection
 from sp2dpo_ray.core.arms import parse_arm
-from sp2dpo_ray.core.halves import tuning_half
+from sp2dpo_ray.core.halves import prompts_of, tuning_half
 from sp2dpo_ray.errors import ConfigError, TrainingError
 from sp2dpo_ray.evaluate.compare import accuracy_of
 from sp2dpo_ray.run import Run
@@ -116,7 +116,7 @@ def test_a_killed_search_goes_on_and_its_best_stands_in_the_table(
     assert arm_of(best["values"]) == summary["searched"]
     folder = run.path("train", parse_arm(summary["searched"]).folder)
     table = pq.read_table(folder / "eval_pairs.parquet")
-    half = tuning_half(table["prompt_id"].to_pylist())
+    half = tuning_half(prompts_of(run.pairs_file("eval"), table["prompt_id"].to_pylist()))
     assert best["objective"] == accuracy_of(table["margin"].to_numpy()[half]).mean()
     trials = json.loads(run.path("sweep", "trials.json").read_text())
     assert len(trials["search"]) == 5
