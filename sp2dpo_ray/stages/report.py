@@ -30,10 +30,12 @@ from sp2dpo_ray.core.files import (
     TRAIN,
 )
 from sp2dpo_ray.core.halves import prompts_of
+from sp2dpo_ray.core.hashing import canonical_json
 from sp2dpo_ray.core.languages import COLUMN
 from sp2dpo_ray.core.pairs import SCORES, pairs_from
 from sp2dpo_ray.core.schedule.audit import audit_list, doubted
 from sp2dpo_ray.core.schedule.published import read_columns
+from sp2dpo_ray.errors import ArtifactError
 from sp2dpo_ray.evaluate.compare import ArmScore, compare_arms
 from sp2dpo_ray.evaluate.select import ArmMargins, select
 from sp2dpo_ray.report.arms_table import BASE
@@ -54,6 +56,7 @@ SHOWN_STAGES = ("pairs", "student", "annotations", "schedule")
 def report(run: Run) -> Summary:
     """Gather, compare, render, publish."""
     config = run.config
+    _check_current(run)
     trained = _trained_arms(run)
     inputs = {"prepare": run.path("pairs"), "schedule": run.path("schedule")}
     inputs |= {f"train {name}": run.path("train", parse_arm(name).folder) for name in trained}
@@ -107,6 +110,28 @@ def report(run: Run) -> Summary:
     page, table = (str(run.path("report", name)) for name in ("index.html", ARMS_TABLE))
     text = run.path("report", ARMS_TABLE).read_text(encoding="utf-8") if rows else ""
     return {"page": page, "table": table, "arms": rows, "text": text}
+
+
+def _check_current(run: Run) -> None:
+    """Refuse a schedule that is not made from the pairs and the configuration of now: the page
+    would show other pairs, other teachers or another map than it names."""
+    folders = {name: run.path(name) for name in ("pairs", "annotations", "schedule")}
+    there = {n: open_artifact(folder) for n, folder in folders.items() if read_manifest(folder)}
+    held, answers, pairs = (there.get(name) for name in ("schedule", "annotations", "pairs"))
+    if held is None:
+        return  # named as missing where the stage's inputs are read
+    why = ""
+    if answers and pairs and answers.inputs.get("prepare") != pairs.digest:
+        why = "annotations/ was made from other pairs than pairs/ holds"
+    elif answers and held.inputs.get("annotate") != answers.digest:
+        why = "schedule/ was made from other annotations than annotations/ holds"
+    elif (held.settings or {}).get("recipe") != json.loads(canonical_json(run.config.recipe.json)):
+        why = "schedule/ was made with other teachers, prompts, map or ensemble than configured"
+    if why:
+        raise ArtifactError(
+            f"{why}, so the page would be wrong; run: sp2dpo annotate, then sp2dpo schedule (what "
+            "is on record is not asked again)"
+        )
 
 
 def _score_gap(pairs: pa.Table, schedule: pa.Table) -> Floats | None:
