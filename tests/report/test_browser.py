@@ -12,6 +12,7 @@ import pytest
 
 from sp2dpo_ray.core.schedule.verdicts import read_verdicts
 from tests.browsing import Opened, chromium
+from tests.core.schedule.test_columns import annotations
 from tests.report.pages import HOSTILE, page_data, written
 
 pytestmark = pytest.mark.browser
@@ -155,6 +156,95 @@ def test_pages_turn_and_the_search_is_a_key_away(opened: Opened) -> None:
     page.keyboard.press("/")
     page.keyboard.type("njk1")  # letters are letters there
     assert page.input_value("#search") == "njk1"
+
+
+def test_another_pair_begins_at_its_top(opened: Opened) -> None:
+    page = opened.page
+    first, second = opened.found()[:2]
+    page.locator(f"#found [data-row='{first}']").click()
+    page.locator("#pair .sides").wait_for()
+    page.add_style_tag(content="#pair { height: 200px }")
+    scrolled = "document.getElementById('pair').scrollTop"
+    page.evaluate(scrolled + " = 150")
+    page.keyboard.press("d")  # the same pair again: the reader stays where they are
+    page.wait_for_function("!document.getElementById('differences').checked")
+    assert page.evaluate(scrolled) > 0
+    page.locator(f"#found [data-row='{second}']").click()
+    page.wait_for_function(scrolled + " === 0")
+
+
+def test_on_a_narrow_screen_the_opened_pair_comes_into_view(browser: Any, folder: Path) -> None:
+    narrow = Opened(browser, folder / "index.html", viewport={"width": 800, "height": 700})
+    narrow.until("of 230")
+    narrow.page.locator("#found button").first.click()
+    narrow.page.locator("#pair .sides").wait_for()
+    top = narrow.page.locator("#pair").bounding_box()
+    assert top is not None
+    assert 0 <= top["y"] < 100
+    narrow.context.close()
+
+
+def test_the_focus_outlives_every_new_rendering(opened: Opened) -> None:
+    page = opened.page
+    page.select_option("#list", "*")
+    opened.until(f"of {len(page_data(pairs=230).listed)}")
+    first, second = opened.found()[:2]
+    focused = "document.activeElement.matches('{}')"
+    page.locator("#found button").first.focus()
+    page.keyboard.press("j")  # from the list: it stays there, on the opened pair
+    page.locator("#pair .judging").wait_for()
+    page.keyboard.press("j")
+    page.wait_for_function(focused.format(f'#found [data-row="{second}"]'))
+    page.locator(f"#found [data-row='{first}']").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function(focused.format("#pair"))  # into the pair
+    page.locator("[data-verdict=tie]").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function(focused.format("[data-verdict=tie][aria-pressed=true]"))
+    page.locator("#differences").focus()
+    page.keyboard.press("Space")
+    page.wait_for_function(focused.format("#differences:not(:checked)"))
+
+
+def test_ids_are_found_whatever_their_letters(browser: Any, tmp_path: Path) -> None:
+    rows = [row | {"prompt_id": row["prompt_id"].upper()} for row in annotations(8)]
+    written(page_data(rows), tmp_path)
+    page = Opened(browser, tmp_path / "index.html")
+    page.until("of 8")
+    for whole in (False, True):
+        page.page.set_checked("#whole", whole)
+        for text in ("ID-3", "id-3"):
+            page.page.fill("#search", "")
+            page.until("of 8")
+            page.page.fill("#search", text)
+            page.until("1 to 1 of 1")
+            assert page.found() == [3]
+    page.context.close()
+
+
+def test_a_note_without_a_verdict_is_counted_as_not_exported(opened: Opened) -> None:
+    page = opened.page
+    page.select_option("#list", "*")
+    opened.until(f"of {len(page_data(pairs=230).listed)}")
+    for place, verdict in enumerate((None, "1")):
+        page.locator("#found button").nth(place).click()
+        page.locator("#pair .judging").wait_for()
+        if verdict is None:
+            page.fill(".judging input", "odd")
+            page.locator(".judging input").blur()
+            said = "1 with a note or a category but no verdict: not exported"
+        else:
+            page.locator("[data-verdict=chosen]").click()
+            said = "1 judged; 1 more with a note or a category but no verdict: not exported"
+        page.locator("#judged-count", has_text=said).wait_for(timeout=5_000)
+
+
+def test_on_a_phone_the_parts_of_the_page_cover_nothing(browser: Any, folder: Path) -> None:
+    kind = "getComputedStyle(document.querySelector('nav')).position"
+    for width, wanted in ((400, "static"), (900, "sticky")):
+        page = Opened(browser, folder / "index.html", viewport={"width": width, "height": 700})
+        assert page.page.evaluate(kind) == wanted
+        page.context.close()
 
 
 def test_the_reader_chooses_light_or_dark(browser: Any, folder: Path) -> None:

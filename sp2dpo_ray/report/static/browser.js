@@ -6,14 +6,9 @@
   const by = (id) => document.getElementById(id);
   const form = by("filters"), found = by("found"), detail = by("pair"), state = by("browser-state");
   const pieces = new Map(), waiting = new Map();
-  let index = null, rows = [], page = 0, open = null, asked = 0;
+  let index = null, rows = [], page = 0, open = null, drawn = null, asked = 0;
 
-  const element = (tag, attributes = {}, ...children) => {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  };
+  const element = sp2dpo.element;
   const figure = (value, digits = 2) => (value === null || value === undefined ? "" : value.toFixed(digits));
 
   // --- loading -------------------------------------------------------------
@@ -69,17 +64,18 @@
   };
   const search = async () => {
     const turn = ++asked;
-    const words = by("search").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+    const sought = by("search").value.trim().toLowerCase(), words = sought.split(/\s+/).filter(Boolean);
     const holds = (text) => words.every((word) => text.includes(word));
+    const named = (row) => index.id[row].toLowerCase().startsWith(sought);
     let some = index.id.map((_, row) => row).filter(wanted());
     if (words.length && !by("whole").checked) {
-      some = some.filter((row) => holds(index.head[row].toLowerCase()) || index.id[row].startsWith(words[0]));
+      some = some.filter((row) => named(row) || holds(index.head[row].toLowerCase()));
     } else if (words.length) {
       const kept = [];
       for (const [done, row] of some.entries()) {
         const [prompt, chosen, rejected] = await texts(row);
         if (turn !== asked) return; // the reader has changed the question
-        if (holds(`${prompt}\n${chosen}\n${rejected}`.toLowerCase())) kept.push(row);
+        if (named(row) || holds(`${prompt}\n${chosen}\n${rejected}`.toLowerCase())) kept.push(row);
         if (done % 2000 === 0) state.textContent = `searched ${done.toLocaleString("en")} of ${some.length.toLocaleString("en")} pairs, ${kept.length} found`;
       }
       some = kept;
@@ -101,14 +97,14 @@
       : "no pair like that";
     by("before").disabled = page === 0;
     by("next").disabled = from + PAGE >= rows.length;
-    found.replaceChildren(...shown.map((row) => {
+    sp2dpo.redraw(found, ...shown.map((row) => {
       const judged = sp2dpo.verdicts.has(index.id[row]);
       const said = hidden(row) ? ["", "listed", ""] : [figure(index.beta[row], 4), index.category[row], judged ? "judged" : index.why[row]];
       const button = element("button", { type: "button", "data-row": row },
         ...["beta", "what", "why"].map((name, i) => element("span", { class: name }, said[i])),
         element("bdi", { class: "head" }, index.head[row]));
       if (row === open) button.setAttribute("aria-current", "true");
-      button.addEventListener("click", () => show(row));
+      button.addEventListener("click", () => show(row, true));
       return element("li", {}, button);
     }));
   };
@@ -126,10 +122,14 @@
 
   // --- one pair -----------------------------------------------------------------------------
   let differences = sp2dpo.kept("sp2dpo:differences") !== "off";
-  const show = async (row) => {
+  const wide = matchMedia("(min-width: 1000px)"); // else the pair lies below the list
+  // enter: the reader goes from the list into the pair, and the focus with them
+  const show = async (row, enter = false) => {
     open = row;
     list();
-    found.querySelector('[aria-current]')?.scrollIntoView({ block: "nearest" });
+    const current = found.querySelector("[aria-current]");
+    if (found.contains(document.activeElement)) current?.focus({ preventScroll: true });
+    if (wide.matches) current?.scrollIntoView({ block: "nearest" });
     let told;
     try { told = await texts(row); } catch (error) { state.textContent = error.message; return; }
     if (open !== row) return;
@@ -143,7 +143,11 @@
     parts.push(element("h3", {}, "Prompt"), element("div", { class: "text", dir: "auto" }, prompt));
     parts.push(sides(chosen, rejected));
     parts.push(hidden(row) ? element("p", {}, "What the panel said is shown after your verdict.") : panel(row, calls));
-    detail.replaceChildren(...parts);
+    sp2dpo.redraw(detail, ...parts);
+    if (enter && [current, document.body].includes(document.activeElement)) detail.focus({ preventScroll: true });
+    if (drawn !== row) detail.scrollTop = 0; // else the reader is in the midst of it
+    if (drawn !== row && !wide.matches) detail.scrollIntoView({ block: "start" });
+    drawn = row;
   };
   const sides = (chosen, rejected) => {
     const a = sp2dpo.words(chosen), b = sp2dpo.words(rejected);
@@ -204,9 +208,8 @@
     show(row);
   };
   const count = () => {
-    const judged = sp2dpo.verdicts.count;
-    by("export").disabled = judged === 0;
-    by("judged-count").textContent = judged ? `${judged} judged${sp2dpo.verdicts.safe ? "" : "; this browser keeps nothing, export before you leave"}` : "";
+    by("export").disabled = sp2dpo.verdicts.count === 0;
+    by("judged-count").textContent = sp2dpo.verdicts.said;
   };
   by("export").addEventListener("click", () => {
     const link = element("a", { download: "verdicts.csv", href: URL.createObjectURL(new Blob([sp2dpo.verdicts.csv()], { type: "text/csv" })) });

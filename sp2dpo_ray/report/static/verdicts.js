@@ -22,7 +22,13 @@ sp2dpo.verdicts = (() => {
       safe = sp2dpo.keep(name, JSON.stringify([...all]));
     },
     get count() { return [...all.values()].filter((row) => row.verdict).length; },
-    get safe() { return safe; },
+    // what the reader must know before they leave; a note without a verdict is no row of the sheet
+    get said() {
+      const judged = this.count, begun = all.size - judged;
+      return [judged && `${judged} judged`,
+        begun && `${begun}${judged ? " more" : ""} with a note or a category but no verdict: not exported`,
+        all.size && !safe && "this browser keeps nothing, export before you leave"].filter(Boolean).join("; ");
+    },
     csv() {
       const rows = [...all].filter(([, row]) => row.verdict)
         .map(([id, row]) => [id, row.verdict, row.true_category, row.note]);
