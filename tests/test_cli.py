@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from sp2dpo_ray import cli
 from sp2dpo_ray.cli.init import TEACHERS
@@ -94,17 +96,70 @@ def test_init_writes_a_configuration_that_loads(
     assert path.read_bytes() == before
 
 
+def at_a_terminal(monkeypatch: pytest.MonkeyPatch, typed: Callable[[str], str]) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.modules[typer.prompt.__module__], "visible_prompt_func", typed)
+
+
 def test_init_asks_a_person_and_takes_the_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter(["first", str(DEMO_PAIRS), "rules", "tiny", "0"])
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("typer.prompt", lambda text, **how: next(answers))
+    at_a_terminal(monkeypatch, lambda _: next(answers))
     assert inside("init", str(tmp_path / "x.yaml")) == 0
     config = load_config(str(tmp_path / "x.yaml"), ())
     assert (config.run.name, config.student.model) == ("first", "tiny")
     assert (config.train.gpus_per_worker, config.train.precision) == (0, "fp32")
     assert not list(answers)
+
+
+def test_init_asks_again_for_what_it_cannot_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter(["opnai", " , ", "rules", "two", "-1", "2"])
+    at_a_terminal(monkeypatch, lambda _: next(answers))
+    given = ("--name", "x", "--pairs", "p.jsonl", "--student", "tiny")
+    assert inside("init", str(tmp_path / "x.yaml"), *given) == 0
+    assert load_config(str(tmp_path / "x.yaml"), ()).train.workers == 2
+    said = capsys.readouterr().err
+    assert "'opnai' is none of" in said
+    assert "'two' is no whole number" in said
+    # what an option has wrong is refused before anything is asked
+    for arguments, why in (
+        ((str(tmp_path / "y.yaml"), "--teachers", "opnai"), "'opnai' is none of"),
+        ((str(tmp_path / "no" / "y.yaml"),), "is no folder; make it"),
+    ):
+        assert inside("init", *arguments) == 2
+        assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [KeyboardInterrupt, EOFError])
+def test_init_that_is_left_at_a_question_is_interrupted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    left: type[BaseException],
+) -> None:
+    def leave(prompt: str) -> str:
+        raise left
+
+    at_a_terminal(monkeypatch, leave)
+    assert inside("init", str(tmp_path / "x.yaml")) == 4
+    assert "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "x.yaml").exists()
+
+
+def test_init_names_the_file_that_it_was_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    given = ("--teachers", "server,vllm", "--pairs", "größe/対.jsonl", "--gpus", "1")
+    assert inside("init", str(path), *given, "--name", "a: b") == 2
+    assert capsys.readouterr().err.startswith(f"no terminal to ask at: defaults for student\n"
+                                              f"sp2dpo: {path}: run.name")  # fmt: skip
+    assert inside("init", str(path), *given) == 0
+    assert 'source: "größe/対.jsonl"' in path.read_text(encoding="utf-8")
+    assert [teacher.name for teacher in load_config(str(path), ()).teachers] == ["local", "hosted"]
 
 
 def test_doctor_stops_a_script_while_there_is_something_to_mend(
@@ -114,9 +169,11 @@ def test_doctor_stops_a_script_while_there_is_something_to_mend(
     assert "next: sp2dpo prepare" in capsys.readouterr().err
     assert inside("doctor", str(demo_config), "--set", "data.source=gone.parquet") == 2
     said = capsys.readouterr().err
-    assert "to mend: data.source: no file or folder 'gone.parquet'" in said
-    assert "1 to mend; then again: sp2dpo doctor" in said
+    assert "1 to mend:\n- data.source: no file or folder 'gone.parquet'" in said
+    assert f"then again: sp2dpo doctor {demo_config}" in said
     assert "next:" not in said
+    assert inside("doctor", str(demo_config), "--quiet", "--set", "data.source=gone.parquet") == 2
+    assert "- data.source: no file or folder 'gone.parquet'" in capsys.readouterr().err
 
 
 def test_quiet_says_the_summary_alone(demo_config: Path) -> None:

@@ -43,7 +43,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="DPO with a temperature for each pair: teachers describe preference pairs, their answers "
     "become a schedule of betas, students are trained with it and compared.\n\n"
-    "See it work, without keys and GPUs:  [bold]sp2dpo run configs/demo.yaml[/bold]\n\n"
+    "See it work, without keys and GPUs, in a clone of the project:  "
+    "[bold]sp2dpo run configs/demo.yaml[/bold]\n\n"
     "Your own pairs:  [bold]sp2dpo init[/bold], then doctor, prepare, plan and run with the file "
     "that it wrote.",
     epilog="Everything can be interrupted: the same command goes on, and what was paid is never "
@@ -130,7 +131,9 @@ def _work(
     tell(summary, as_json, show)
     same = shlex.join([config, *(word for one in overrides or () for word in ("--set", one))])
     if problems := summary.get("problems"):  # so that a script stops here, too
-        raise ConfigError(f"{len(problems)} to mend; then again: sp2dpo {stage.name} {same}")
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        again = f"then again: sp2dpo {stage.name} {same}"
+        raise ConfigError(f"{len(problems)} to mend:\n{listed}\n{again}")
     if not as_json and not quiet and stage.name in NEXT:
         say(f"next: sp2dpo {NEXT[stage.name]} {same}")
 

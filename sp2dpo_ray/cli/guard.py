@@ -11,6 +11,8 @@ import signal
 import traceback
 from collections.abc import Callable
 
+import typer
+
 from sp2dpo_ray.console import say
 from sp2dpo_ray.errors import DISK_FULL, Sp2dpoError
 
@@ -24,7 +26,7 @@ def guarded(work: Callable[[], None], debug: bool) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         work()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # Abort: Ctrl-C or Ctrl-D at a question
         return _report("interrupted. " + GO_ON, STOPPED, debug)
     except Sp2dpoError as error:
         return _report(str(error), error.exit_code, debug)

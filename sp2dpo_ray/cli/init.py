@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,7 +54,7 @@ TEACHERS = {
     limits: {in_flight: 64}
 """,
     "vllm": """\
-  - name: local
+  - name: hosted
     provider: vllm # this cluster's own GPUs; see configs/teachers
     model: Qwen/Qwen3-32B
     engine: {tensor_parallel: 1, replicas: 1} # GPUs of one engine, and how many engines
@@ -112,6 +113,9 @@ def init(
     def work() -> None:
         if path.exists():
             raise ConfigError(f"{path} is there already; name another file: sp2dpo init other.yaml")
+        if not path.parent.is_dir():
+            raise ConfigError(f"{path.parent} is no folder; make it, or name another file")
+        _known(teachers or "rules")  # before the first question
         answers = {"name": name, "pairs": pairs, "teachers": teachers, "student": student,
                    "gpus": gpus}  # fmt: skip
         defaults = [key for key, value in answers.items() if value is None]
@@ -121,9 +125,10 @@ def init(
             path,
             name or _ask("Name of the run", path.stem),
             pairs or _ask("Your pairs (file, folder, Hugging Face id)", "pairs.parquet"),
-            teachers or _ask(f"Teachers ({', '.join(TEACHERS)})", "openai,gemini,dashscope"),
+            teachers
+            or _ask(f"Teachers ({', '.join(TEACHERS)})", "openai,gemini,dashscope", _known),
             student or _ask("Student (folder, id, or tiny)", "Qwen/Qwen3-4B-Instruct-2507"),
-            int(_ask("GPUs to train on (0: this CPU)", "1") if gpus is None else gpus),
+            _ask("GPUs to train on (0: this CPU)", "1", _count) if gpus is None else gpus,
         )
         _check(text, path)
         path.write_text(text, encoding="utf-8")
@@ -134,21 +139,39 @@ def init(
 
 def configuration(path: Path, name: str, pairs: str, teachers: str, student: str, gpus: int) -> str:
     """The file's text. Raises ConfigError for a teacher that is not known."""
-    chosen = [teacher.strip() for teacher in teachers.split(",") if teacher.strip()]
-    if unknown := [teacher for teacher in chosen if teacher not in TEACHERS]:
-        raise ConfigError(f"teachers: {unknown[0]!r} is none of {list(TEACHERS)}")
+    chosen = [teacher.strip() for teacher in _known(teachers).split(",") if teacher.strip()]
     return FILE.format(
         path=path,
-        name=json.dumps(name),
-        pairs=json.dumps(pairs),
+        name=_quoted(name),
+        pairs=_quoted(pairs),
         teachers="".join(TEACHERS[teacher] for teacher in dict.fromkeys(chosen)).rstrip("\n"),
-        student=json.dumps(student),
+        student=_quoted(student),
         workers=gpus or min(2, os.cpu_count() or 1),
         gpus=1 if gpus else 0,
         precision="bf16" if gpus else "fp32",
         step=64 if gpus else 16,
         rate="5.0e-6" if student != "tiny" else "5.0e-4",
     )
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # what JSON quotes, YAML reads
+
+
+def _known(teachers: str) -> str:
+    """The answer, if it names teachers that there are."""
+    chosen = [teacher.strip() for teacher in teachers.split(",") if teacher.strip()]
+    if unknown := [teacher for teacher in chosen if teacher not in TEACHERS]:
+        raise ConfigError(f"teachers: {unknown[0]!r} is none of {list(TEACHERS)}")
+    if not chosen:
+        raise ConfigError(f"teachers: name one or more of {list(TEACHERS)}")
+    return teachers
+
+
+def _count(answer: str) -> int:
+    if not answer.strip().isdecimal():
+        raise ConfigError(f"GPUs: {answer!r} is no whole number from 0")
+    return int(answer)
 
 
 def _check(text: str, path: Path) -> None:
@@ -159,11 +182,22 @@ def _check(text: str, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / path.name
         trial.write_text(text, encoding="utf-8")
-        load_config(str(trial), ())
+        try:
+            load_config(str(trial), ())
+        except ConfigError as error:  # the trial's file is gone when this is read
+            raise ConfigError(str(error).replace(str(trial), str(path))) from None
 
 
-def _ask(question: str, default: str) -> str:
-    """A person's answer; where nobody can be asked, the default."""
+def _ask(question: str, default: str, read: Callable[[str], Any] = str) -> Any:
+    """A person's answer, asked for again while `read` refuses it; where nobody can be asked, the
+    default."""
     if not sys.stdin.isatty():
-        return default
-    return str(typer.prompt(question, default=default, err=True))
+        return read(default)
+
+    def once(answer: str) -> Any:
+        try:
+            return read(answer)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return typer.prompt(question, default=default, err=True, value_proc=once)

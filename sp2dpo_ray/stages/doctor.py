@@ -59,8 +59,6 @@ def doctor(run: Run) -> Summary:
             f"doctor: training asks for {wanted:g} GPUs, this machine has {summary['gpus']}; on a "
             "cluster: sp2dpo submit"
         )
-    for problem in problems:
-        say(f"doctor: to mend: {problem}")
     return summary
 
 
