@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -54,13 +55,13 @@ def hushed() -> Iterator[None]:
         _hushed = False
 
 
-def say(text: str) -> None:
-    """One line on stderr."""
+def say(text: str, **more: Any) -> None:
+    """One line on stderr; more: fields that only a JSON line has room for."""
     if _hushed:
         return
     if AS_JSON:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **_about}
-        print(json.dumps(line | {"message": text}), file=sys.stderr, flush=True)
+        print(json.dumps(line | {"message": text, **more}), file=sys.stderr, flush=True)
     else:
         stderr.print(text, markup=False, soft_wrap=True)
 

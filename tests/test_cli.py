@@ -403,6 +403,20 @@ def test_lines_for_machines_say_whose_they_are(demo_config: Path) -> None:
     assert line["time"].endswith("+00:00")
 
 
+def test_a_summary_for_machines_is_no_table(demo_config: Path) -> None:
+    assert sp2dpo("prepare", str(demo_config)).returncode == 0
+    folder = demo_config.parent / "runs" / "test"
+    for command in (("plan", str(demo_config)), ("status", str(folder))):
+        done = subprocess.run(
+            [sys.executable, "-m", "sp2dpo_ray", *command],
+            capture_output=True, text=True, env=os.environ | {"SP2DPO_LOG": "json"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said = [json.loads(line) for line in done.stderr.splitlines()]
+        (told,) = [line["summary"] for line in said if "summary" in line]
+        assert told.keys() >= ({"calls_recorded"} if command[0] == "plan" else {"artifacts"})
+
+
 @pytest.mark.ray
 def test_lines_for_machines_are_all_that_a_stage_on_ray_says(demo_config: Path) -> None:
     assert sp2dpo("prepare", str(demo_config)).returncode == 0

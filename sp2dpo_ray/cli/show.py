@@ -1,6 +1,7 @@
 """Summaries for a person: tables on stderr, stdout stays free for `--json`.
 
-In: the summary of a command. Out: text. Invariant: nothing is shown that the summary does not hold.
+In: the summary of a command. Out: text. Invariant: nothing is shown that the summary does not hold,
+and no table where SP2DPO_LOG=json asks for lines that a machine reads.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from sp2dpo_ray.console import say, stderr
+from sp2dpo_ray.console import AS_JSON, say, stderr
 from sp2dpo_ray.stages import brief
 
 if TYPE_CHECKING:  # a summary is shown in a moment; what makes it takes one to import
@@ -24,6 +25,8 @@ def tell(summary: Summary, as_json: bool, show_it: Callable[[Summary], None]) ->
     """The summary as JSON on stdout, or shown on stderr."""
     if as_json:
         print(json.dumps(summary, allow_nan=False), flush=True)
+    elif AS_JSON:
+        say("summary", summary=summary)
     else:
         show_it(summary)
 
