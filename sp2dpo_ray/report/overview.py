@@ -25,6 +25,8 @@ TENTATIVE = 0.667  # of Krippendorff's alpha: below it he draws no conclusion
 WEAK_ORDER = 0.3  # mean rank correlation of the teachers' betas
 NEARLY_CONSTANT = 0.02  # between the 5 % and the 95 % quantile of beta
 MANY_FLIPPED = 0.1
+FEWEST_PAIRS = 20  # held out; of fewer no arm is called better or worse
+TOO_FEW = "too few pairs"
 Json = dict[str, Any]
 
 
@@ -45,17 +47,19 @@ def overview(
     figures: Json,
     flipped: int,
     arms: list[Json],
+    trained: int,
     judged: list[Json],
     costs: list[CostRow],
 ) -> list[Card]:
     """figures: the content of `diagnostics.json`. flipped: pairs whose label is likely wrong.
-    arms, judged: rows of the comparisons; empty where there are none."""
+    arms, judged: rows of the comparisons; empty where there are none. trained: how many arms are,
+    scored or not."""
     cards = [
         _pairs(figures),
         _spread(schedule),
         *_agreement(schedule, panel, figures),
         _labels(flipped, schedule.num_rows),
-        _arms(arms),
+        _arms(arms, trained),
         *([_judged(judged)] if judged else []),
         _cost(costs),
     ]
@@ -122,7 +126,10 @@ def _labels(flipped: int, count: int) -> Card:
     )
 
 
-def _arms(arms: list[Json]) -> Card:
+def _arms(arms: list[Json], trained: int) -> Card:
+    if trained and not arms:
+        detail = "give some for a comparison: data.eval_fraction or data.eval_source"
+        return Card("Best arm", "trained, not scored: no held-out pairs", detail, PLAIN, "arms")
     others = [row for row in arms if row["gain"]]
     if not others:
         text = "not trained yet" if not arms else f"{arms[0]['arm']} alone"
@@ -136,7 +143,8 @@ def _arms(arms: list[Json]) -> Card:
         "is chosen by this very figure"
     )
     value = best["arm"] if gain["mean"] > 0 else f"{baseline}, the baseline"
-    return Card("Best arm", value, detail, GOOD if gain["low"] > 0 else PLAIN, "arms")
+    clear = gain["low"] > 0 and best["pairs"] >= FEWEST_PAIRS
+    return Card("Best arm", value, detail, GOOD if clear else PLAIN, "arms")
 
 
 def _judged(judged: list[Json]) -> Card:

@@ -24,7 +24,7 @@ from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.report import arm_figures, schedule_figures
 from sp2dpo_ray.report.costs import CostRow
 from sp2dpo_ray.report.measures import Floats, measure
-from sp2dpo_ray.report.overview import overview
+from sp2dpo_ray.report.overview import FEWEST_PAIRS, overview
 from sp2dpo_ray.report.pieces import FOLDER, write_pieces
 
 STYLES = ("page.css", "browser.css")
@@ -35,6 +35,7 @@ SCRIPTS = ("page.js", "difference.js", "verdicts.js", "browser.js")
 class PageData:
     """Everything that the page shows; what a run lacks is empty.
 
+    arms: rows of the comparison, empty where no pair was held out. curves: of each trained arm.
     judged: rows of AlpacaEval 2. betas: of each arm, the quantiles at 5, 25, 50, 75 and 95 %.
     schedule: all columns of `load_schedule`; digest: of its artifact. figures: the content of
     `diagnostics.json`. score_gap: of each row of the schedule, where the data has scores. listed:
@@ -79,9 +80,10 @@ def write_page(data: PageData, folder: Path) -> None:
     text = environment.get_template("page.html").render(
         data=data,
         rules=RULES,
+        fewest_pairs=FEWEST_PAIRS,
         cards=overview(
-            data.schedule, data.panel, data.figures, data.flipped, data.arms, data.judged,
-            data.costs,
+            data.schedule, data.panel, data.figures, data.flipped, data.arms,
+            len(data.curves), data.judged, data.costs,
         ),
         charts=_charts(data),
         of_the_data=schedule_figures.of_the_data(measures),
@@ -113,6 +115,7 @@ def _charts(data: PageData) -> dict[str, str]:
     if data.arms:
         charts["accuracy"] = arm_figures.accuracy_by_arm(data.arms)
         charts["by_category"] = arm_figures.accuracy_by_category(data.by_category)
+    if data.curves:
         charts["betas"] = arm_figures.betas_by_arm(data.betas)
         charts["loss"] = arm_figures.training_curves(data.curves, "loss", "loss")
         charts["margin"] = arm_figures.training_curves(

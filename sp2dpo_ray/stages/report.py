@@ -42,6 +42,7 @@ from sp2dpo_ray.report.arms_table import BASE
 from sp2dpo_ray.report.by_language import by_language
 from sp2dpo_ray.report.costs import CostRow, annotator_costs, judge_costs
 from sp2dpo_ray.report.measures import Floats
+from sp2dpo_ray.report.overview import FEWEST_PAIRS, TOO_FEW
 from sp2dpo_ray.report.page import PageData, write_page
 from sp2dpo_ray.report.paper_tables import Student, table_16
 from sp2dpo_ray.run import Run, Summary
@@ -266,7 +267,8 @@ def _compare(run: Run, trained: dict[str, Summary]) -> list[dict[str, Any]]:
         return []
     tuned = [name for name in margins if parse_arm(name).is_global]
     prompts = prompts_of(run.pairs_file(EVAL), next(iter(margins.values()))[0])
-    if len(tuned) > 1:  # chosen on one half, or the baseline would be any of them
+    enough = len(prompts) >= FEWEST_PAIRS and len(set(prompts)) > 1
+    if len(tuned) > 1 and enough:  # chosen on one half, or the baseline would be any of them
         arms = {name: ArmMargins(ids, values[None]) for name, (ids, values) in margins.items()}
         return [_row(score, trained[score.arm]) for score in select(arms, tuned, prompts).rows]
     baseline = tuned[0] if tuned else next(iter(margins))
@@ -275,7 +277,8 @@ def _compare(run: Run, trained: dict[str, Summary]) -> list[dict[str, Any]]:
 
 def _row(score: ArmScore, summary: Summary) -> dict[str, Any]:
     figures = {name: summary[name] for name in ("title", "seconds", "tokens_per_second", "loss")}
-    return asdict(score) | figures
+    few = score.gain is not None and score.pairs < FEWEST_PAIRS
+    return asdict(score) | figures | ({"verdict": TOO_FEW} if few else {})
 
 
 def _metrics(run: Run, name: str) -> list[dict[str, float]]:

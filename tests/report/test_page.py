@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sp2dpo_ray.core.schedule.agreement import spearman
-from sp2dpo_ray.report.overview import GOOD, LOOK, overview
+from sp2dpo_ray.report.overview import FEWEST_PAIRS, GOOD, LOOK, overview
 from sp2dpo_ray.report.pieces import PAIRS_A_PIECE
 from tests.core.schedule.test_columns import PANEL, annotations
 from tests.report.pages import HOSTILE, page_data, written
@@ -95,20 +95,40 @@ def test_a_run_without_trained_arms_has_a_page(tmp_path: Path) -> None:
     assert "not trained yet" in page
 
 
+def test_arms_without_held_out_pairs_have_their_curves(tmp_path: Path) -> None:
+    page = written(page_data(arms=[], by_category={}), tmp_path)
+    assert "trained, not scored: no held-out pairs" in page
+    for chart in ("curve-loss", "curve-logratio-margins", "betas-by-arm"):
+        assert f'id="{chart}"' in page
+    assert "No arm has been trained" not in page
+    assert 'id="accuracy-by-arm"' not in page
+
+
+def test_few_held_out_pairs_are_said_to_be_few(tmp_path: Path) -> None:
+    assert "too few for a verdict" not in written(page_data(), tmp_path)
+    arms = [row | {"pairs": FEWEST_PAIRS - 1} for row in page_data().arms]
+    (other := tmp_path / "few").mkdir()
+    assert "too few for a verdict" in written(page_data(arms=arms), other)
+
+
 def test_a_mark_follows_from_the_rule_that_its_card_states() -> None:
     data = page_data()
 
     def marks(arms: list | None = None, **figures: object) -> dict[str, str]:
-        cards = overview(data.schedule, data.panel, data.figures | figures, 0, arms or [], [], [])
+        cards = overview(
+            data.schedule, data.panel, data.figures | figures, 0, arms or [], 0, [], []
+        )
         return {card.title: card.mark for card in cards}
 
     assert marks(excluded=0)["Pairs with a beta"] == GOOD
     assert marks(excluded=1)["Pairs with a beta"] == LOOK  # one of nine
     gain = {"mean": 0.1, "low": -0.01, "high": 0.2}
-    arm = {"arm": "jmamp", "verdict": "not told apart", "gain": gain}
-    base = {"arm": "dpo:0.1", "verdict": "baseline", "gain": None}
+    arm = {"arm": "jmamp", "verdict": "not told apart", "gain": gain, "pairs": 20}
+    base = {"arm": "dpo:0.1", "verdict": "baseline", "gain": None, "pairs": 20}
     assert marks([base, arm])["Best arm"] != GOOD
-    assert marks([base, arm | {"gain": gain | {"low": 0.01}}])["Best arm"] == GOOD
+    clear = arm | {"gain": gain | {"low": 0.01}}
+    assert marks([base, clear])["Best arm"] == GOOD
+    assert marks([base, clear | {"pairs": 19}])["Best arm"] != GOOD
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=30))

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from sp2dpo_ray.config import LoraSection, TrainSection
 from sp2dpo_ray.errors import TrainingError
+from sp2dpo_ray.modeling.encode import EncodedPair
 from sp2dpo_ray.modeling.student import student_to_train, trainable
 from sp2dpo_ray.objectives.pair_loss import PairLogps
 from sp2dpo_ray.train.checkpoint import restore_state, save_state, scratch
+from sp2dpo_ray.train.held_out import interim_scores
 from sp2dpo_ray.train.launch import _cause
 from sp2dpo_ray.train.loss import Loss
 from sp2dpo_ray.train.metrics import (
@@ -29,9 +32,19 @@ from sp2dpo_ray.train.metrics import (
     new_sums,
     pair_sums,
 )
-from sp2dpo_ray.train.step import ALONE
+from sp2dpo_ray.train.step import ALONE, Computing
 from sp2dpo_ray.train.strategies import Setup
 from sp2dpo_ray.train.strategies.replicated import OPTIMIZER, WEIGHTS, Replicated
+from sp2dpo_ray.train.task import Pairs
+
+
+def test_no_pair_to_score_on_the_way_is_no_score() -> None:
+    """One held-out pair alone is of the half that reports, not of the half that is looked at."""
+    one = EncodedPair("p", [1], [2], [3])
+    none = torch.zeros(1)
+    model: Any = SimpleNamespace(model=torch.nn.Identity(), score=None)
+    how = Computing(0, torch.device("cpu"), 64, "plain")
+    assert interim_scores(model, Pairs([one], none, none, none), how, ALONE) == {}
 
 
 def test_means_are_over_pairs_however_they_were_batched() -> None:
