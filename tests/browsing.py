@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,25 @@ def chromium() -> Iterator[Any]:
         started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield started
         started.close()
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours as a style names them, after WCAG; 4.5 is what small text needs."""
+
+    def luminance(colour: str) -> float:
+        parts = (
+            [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+            if colour.startswith("#")
+            else [int(part) for part in re.findall(r"\d+", colour)[:3]]
+        )
+        linear = [
+            part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4
+            for part in parts
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
 
 
 class Opened:

@@ -34,16 +34,19 @@ FLOORS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("errors", "what can go wrong, and its exit code"),),
 )
 WIDTH, HEIGHT, GAP, EDGE = 960, 52, 8, 12
-INK, SOFT, FILL, LINE = "#4c78a8", "#8a8f98", "rgba(76,120,168,.12)", "rgba(76,120,168,.55)"
+# of a box, its edge, the name in it and what it does: on a light page, and on a dark one
+LIGHT = ("#e9eff5", "#9db5d0", "#2f5d8f", "#4e5561")
+DARK = ("#1f2a38", "#4c6a8e", "#9cc3ee", "#b3b9c4")
 
 
 def picture() -> str:
-    """The floors as boxes, in colours that a light and a dark page can show."""
+    """The floors as boxes. Each has its own ground, so that it can be read on whatever page."""
     full = 2 * EDGE + len(FLOORS) * (HEIGHT + GAP) - GAP
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {full}" role="img" '
         'font-family="system-ui, sans-serif">',
         "<title>The parts of sp2dpo_ray: each imports from floors below it alone</title>",
+        f"<style>{_style(LIGHT)} @media (prefers-color-scheme: dark) {{ {_style(DARK)} }}</style>",
     ]
     for floor, rooms in enumerate(FLOORS):
         top = EDGE + floor * (HEIGHT + GAP)
@@ -52,14 +55,20 @@ def picture() -> str:
             left = EDGE + place * (room + GAP)
             middle = left + room / 2
             parts += [
-                f'<rect x="{left:.1f}" y="{top}" width="{room:.1f}" height="{HEIGHT}" rx="6" '
-                f'fill="{FILL}" stroke="{LINE}"/>',
-                f'<text x="{middle:.1f}" y="{top + 22}" text-anchor="middle" font-size="16" '
-                f'font-weight="600" fill="{INK}">{escape(name)}</text>',
-                f'<text x="{middle:.1f}" y="{top + 41}" text-anchor="middle" font-size="12" '
-                f'fill="{SOFT}">{escape(what)}</text>',
+                f'<rect x="{left:.1f}" y="{top}" width="{room:.1f}" height="{HEIGHT}" rx="6"/>',
+                f'<text class="name" x="{middle:.1f}" y="{top + 22}" text-anchor="middle" '
+                f'font-size="16" font-weight="600">{escape(name)}</text>',
+                f'<text class="what" x="{middle:.1f}" y="{top + 41}" text-anchor="middle" '
+                f'font-size="12">{escape(what)}</text>',
             ]
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _style(colours: tuple[str, ...]) -> str:
+    box, edge, name, what = colours
+    return (
+        f"rect {{ fill: {box}; stroke: {edge} }} .name {{ fill: {name} }} .what {{ fill: {what} }}"
+    )
 
 
 if __name__ == "__main__":

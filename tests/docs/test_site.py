@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from typer.main import get_command
 from sp2dpo_ray.cli.commands import app
 from sp2dpo_ray.config import Config, load_config
 from sp2dpo_ray.config.section import Section
+from tests.browsing import contrast
 from tests.conftest import REPOSITORY
 
 NOT_DESCRIBED = "(not described)"
@@ -182,3 +184,13 @@ def test_every_command_and_option_is_there(site: tuple[Path, Any, list[str]]) ->
             names = param.opts if param.opts[0].startswith("-") else [param.name.upper()]
             for name in names:
                 assert f"<code>{name}" in part, f"{path} {name}"
+
+
+@pytest.mark.parametrize("scheme", ["LIGHT", "DARK"])
+def test_the_picture_of_the_parts_can_be_read(scheme: str) -> None:
+    sys.path.insert(0, str(REPOSITORY / "docs" / "hooks"))
+    import house
+
+    box, _, name, what = getattr(house, scheme)
+    assert f"rect {{ fill: {box};" in house.picture()
+    assert min(contrast(name, box), contrast(what, box)) >= 4.5

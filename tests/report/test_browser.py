@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sp2dpo_ray.core.schedule.verdicts import read_verdicts
-from tests.browsing import Opened, chromium
+from tests.browsing import Opened, chromium, contrast
 from tests.core.schedule.test_columns import annotations
 from tests.report.pages import HOSTILE, page_data, written
 
@@ -51,6 +51,22 @@ def test_every_chart_is_drawn(opened: Opened) -> None:
         box = drawn.nth(i).bounding_box()
         assert box is not None
         assert box["width"] > 250
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_charts_can_be_read(browser: Any, folder: Path, scheme: str) -> None:
+    page = Opened(browser, folder / "index.html", color_scheme=scheme)
+    page.until("of 230")
+    ground = page.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    inks = page.page.evaluate(
+        """() => [".xtick text", ".ytick text", ".xtitle", ".ytitle", ".legendtext"].map((name) =>
+          [name, [...new Set([...document.querySelectorAll(`.js-plotly-plot ${name}`)]
+            .map((text) => getComputedStyle(text).fill))]])"""
+    )
+    for name, colours in inks:
+        assert colours, name
+        assert all(contrast(colour, ground) >= 4.5 for colour in colours), (name, colours)
+    page.context.close()
 
 
 def test_filters_leave_the_pairs_that_they_name(opened: Opened, folder: Path) -> None:
