@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.report.plots import ARM_COLOURS, COLOURS, HEIGHT, PER_ARM, boxes_of, html, short
 
+TICKS = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 2, 5)]  # of beta
 Json = dict[str, Any]
 
 
@@ -57,7 +58,10 @@ def accuracy_by_arm(rows: list[Json]) -> str:
 def betas_by_arm(betas: dict[str, list[float]]) -> str:
     """The betas that each arm was trained with: quantiles at 5, 25, 50, 75 and 95 %."""
     figure = boxes_of(list(betas), list(betas.values()), horizontal=True)
-    figure.update_xaxes(title="beta in training", type="log")
+    # by itself a logarithmic axis would name 3, 4, 5 ... for 0.03, 0.04, 0.05
+    figure.update_xaxes(
+        title="beta in training", type="log", tickvals=TICKS, ticktext=[f"{t:g}" for t in TICKS]
+    )
     figure.update_yaxes(autorange="reversed")
     return html(figure, "betas-by-arm", max(HEIGHT, 110 + PER_ARM * len(betas)))
 

@@ -26,10 +26,11 @@ class Measures:
     """Each (N,).
 
     beta: the default schedule's (Eq. 18). magnitude, confidence, gap: means over the pair's calls.
-    teacher_std: of beta among teachers (Eq. 37). wording: the largest deviation of the gap among
-    one teacher's prompts (Eq. 36). chosen_words, rejected_words: split at white space. overlap: the
-    words that both responses have among those that either has (Jaccard), upper case or lower.
-    score_gap: score of the chosen response less the rejected one's; None where the data has none.
+    teacher_std: of beta among teachers (Eq. 37). wording: median absolute deviation of the gap
+    among a teacher's prompts, the largest over teachers (Eq. 36). chosen_words, rejected_words:
+    split at white space. overlap: the words that both responses have among those that either has
+    (Jaccard), upper case or lower. score_gap: score of the chosen response less the rejected one's;
+    None where the data has none.
     """
 
     beta: Floats

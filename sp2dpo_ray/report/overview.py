@@ -30,6 +30,23 @@ TOO_FEW = "too few pairs"
 Json = dict[str, Any]
 
 
+def about(config: Json, panel: Panel, pairs: int, trained: int) -> str:
+    """One sentence for somebody who was handed the file: what this is. config: the resolved one."""
+    source = config["data"]["source"]
+    if not config["data"].get("revision"):  # a file or a folder, whose place says nothing elsewhere
+        source = source.rstrip("/").rpartition("/")[2]
+    teachers, prompts = len(panel.teachers), len(panel.variants)
+    return (
+        f"{_number(pairs, 'preference pair')} of {source}, each described by "
+        f"{_number(teachers, 'teacher')} under {_number(prompts, 'prompt')}; student "
+        f"{config['student']['model']}; {_number(trained, 'trained arm')}."
+    )
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """One answer. mark: good, look (worth a look) or plain. link: where the page tells more."""
@@ -82,9 +99,10 @@ def _pairs(figures: Json) -> Card:
 def _spread(schedule: pa.Table) -> Card:
     low, middle, high = np.quantile(schedule[DEFAULT_BETA].to_numpy(), (0.05, 0.5, 0.95))
     narrow = high - low < NEARLY_CONSTANT
-    detail = f"median {middle:.3f}; nine of ten pairs lie in between"
-    if narrow:
-        detail += f". That is nearly one beta for all (less than {NEARLY_CONSTANT} apart)"
+    detail = (
+        f"median {middle:.3f}; nine of ten pairs lie in between (less than {NEARLY_CONSTANT} apart "
+        "is nearly one beta for all, and worth a look)"
+    )
     return Card(
         "Beta", f"{low:.3f} \u2013 {high:.3f}", detail, LOOK if narrow else GOOD, "schedule"
     )
@@ -139,11 +157,15 @@ def _arms(arms: list[Json], trained: int) -> Card:
     gain = best["gain"]
     detail = (
         f"{best['arm']} beside {baseline}: {best['verdict']}, held-out accuracy "
-        f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]. Of {len(others)} arms it "
-        "is chosen by this very figure"
+        f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]. "
+    )
+    detail += (
+        f"The best of {len(others)} arms by this very figure, which flatters it: not marked good"
+        if len(others) > 1
+        else f"Good if the interval lies above 0, of {FEWEST_PAIRS} pairs or more"
     )
     value = best["arm"] if gain["mean"] > 0 else f"{baseline}, the baseline"
-    clear = gain["low"] > 0 and best["pairs"] >= FEWEST_PAIRS
+    clear = len(others) == 1 and gain["low"] > 0 and best["pairs"] >= FEWEST_PAIRS
     return Card("Best arm", value, detail, GOOD if clear else PLAIN, "arms")
 
 
@@ -159,7 +181,7 @@ def _cost(costs: list[CostRow]) -> Card:
     answers = sum(row.answers for row in costs)
     if not costs:
         detail = "no teacher or judge told its tokens: rules and models of one's own"
-        return Card("Cost", "no paid call", detail, PLAIN, "cost")
+        return Card("Cost", "no paid call", detail, PLAIN, "process")
     priced = [row.usd for row in costs if row.usd is not None]
     unpriced = len(costs) - len(priced)
     detail = f"for {answers:,} answers on record" + (

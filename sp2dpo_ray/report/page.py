@@ -7,6 +7,7 @@ that the script writes as text.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,7 +25,7 @@ from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.report import arm_figures, schedule_figures
 from sp2dpo_ray.report.costs import CostRow
 from sp2dpo_ray.report.measures import Floats, measure
-from sp2dpo_ray.report.overview import FEWEST_PAIRS, overview
+from sp2dpo_ray.report.overview import FEWEST_PAIRS, about, overview
 from sp2dpo_ray.report.pieces import FOLDER, write_pieces
 
 STYLES = ("page.css", "browser.css")
@@ -76,11 +77,14 @@ def write_page(data: PageData, folder: Path) -> None:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": _number, "figure": _figure}
+    environment.filters |= {"number": _number, "figure": _figure, "readable": _readable}
     text = environment.get_template("page.html").render(
         data=data,
         rules=RULES,
         fewest_pairs=FEWEST_PAIRS,
+        about=about(
+            data.lambda_record["config"], data.panel, data.schedule.num_rows, len(data.curves)
+        ),
         cards=overview(
             data.schedule, data.panel, data.figures, data.flipped, data.arms,
             len(data.curves), data.judged, data.costs,
@@ -129,6 +133,11 @@ def _charts(data: PageData) -> dict[str, str]:
 def _figure(value: float | None, form: str = ".2f") -> str:
     """A figure, or nothing where there is none."""
     return "" if value is None else format(value, form)
+
+
+def _readable(value: Any) -> str:
+    """JSON for a person; the template escapes it like any text."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def _number(value: Any, form: str = ",.4g") -> str:

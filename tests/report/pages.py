@@ -45,7 +45,14 @@ def page_data(
     ids = made.table["prompt_id"].to_pylist()
     listed = audit_list(whole, PANEL, each=3, sample=4, seed=0)
     values: dict[str, Any] = {
-        "lambda_record": {"lambda_id": "abc", "config": {"run": {"name": HOSTILE}}},
+        "lambda_record": {
+            "lambda_id": "abc",
+            "config": {
+                "run": {"name": HOSTILE},
+                "data": {"source": f"/data/{HOSTILE} ü.jsonl"},
+                "student": {"model": HOSTILE},
+            },
+        },
         "stages": {HOSTILE: {"pairs": 8, "seconds": 1.25}},
         "panel": PANEL,
         "schedule": whole,

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sp2dpo_ray.core.schedule.agreement import spearman
-from sp2dpo_ray.report.overview import FEWEST_PAIRS, GOOD, LOOK, overview
+from sp2dpo_ray.core.schedule.grid import Panel
+from sp2dpo_ray.report.arm_figures import betas_by_arm
+from sp2dpo_ray.report.overview import FEWEST_PAIRS, GOOD, LOOK, about, overview
 from sp2dpo_ray.report.pieces import PAIRS_A_PIECE
 from tests.core.schedule.test_columns import PANEL, annotations
 from tests.report.pages import HOSTILE, page_data, written
@@ -111,6 +113,51 @@ def test_few_held_out_pairs_are_said_to_be_few(tmp_path: Path) -> None:
     assert "too few for a verdict" in written(page_data(arms=arms), other)
 
 
+def test_every_card_leads_to_a_part_that_is_there(tmp_path: Path) -> None:
+    """With all that a page can show, and without arms, judges and costs."""
+    for name, changes in (
+        ("all", {}),
+        ("none", {"arms": [], "curves": {}, "by_category": {}, "judged": [], "costs": []}),
+    ):
+        (folder := tmp_path / name).mkdir()
+        page = written(page_data(**changes), folder)
+        links = set(re.findall(r'class="card[^"]*" href="#([\w-]+)"', page))
+        assert links <= set(re.findall(r'id="([\w-]+)"', page))
+        assert ("process" in links) == (name == "none")
+
+
+def test_the_page_says_what_it_is(tmp_path: Path) -> None:
+    config = {
+        "run": {"name": "x"},
+        "data": {"source": "/home/me/größe.jsonl"},
+        "student": {"model": "tiny"},
+    }
+    page = written(page_data(lambda_record={"lambda_id": "abc", "config": config}), tmp_path)
+    assert (
+        "8 preference pairs of größe.jsonl, each described by 3 teachers under 3 prompts; "
+        "student tiny; 2 trained arms." in page
+    )
+    assert "Beta is DPO&#39;s temperature" in page or "Beta is DPO's temperature" in page
+    assert "&#34;source&#34;: &#34;/home/me/größe.jsonl&#34;" in page  # the configuration
+    one = about(config | {"data": {"source": "o/d", "revision": "1"}}, Panel(("a",), ("v1",)), 1, 1)
+    assert one == (
+        "1 preference pair of o/d, each described by 1 teacher under 1 prompt; student tiny; "
+        "1 trained arm."
+    )
+
+
+def test_beta_is_named_as_it_is_on_its_axis() -> None:
+    chart = betas_by_arm({"jmamp": [0.03, 0.08, 0.1, 0.2, 0.3]})
+    assert '"0.02","0.05","0.1"' in chart
+
+
+def test_pairs_of_a_predictor_are_counted(tmp_path: Path) -> None:
+    data = page_data()
+    page = written(page_data(figures=data.figures | {"predicted": 3}), tmp_path)
+    said = " ".join(page.split())
+    assert "For 3 of 8 pairs a predictor answered instead of the teachers" in said
+
+
 def test_a_mark_follows_from_the_rule_that_its_card_states() -> None:
     data = page_data()
 
@@ -127,6 +174,7 @@ def test_a_mark_follows_from_the_rule_that_its_card_states() -> None:
     base = {"arm": "dpo:0.1", "verdict": "baseline", "gain": None, "pairs": 20}
     assert marks([base, arm])["Best arm"] != GOOD
     clear = arm | {"gain": gain | {"low": 0.01}}
+    assert marks([base, clear, arm])["Best arm"] != GOOD  # the best of two by this very figure
     assert marks([base, clear])["Best arm"] == GOOD
     assert marks([base, clear | {"pairs": 19}])["Best arm"] != GOOD
 
