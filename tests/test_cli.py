@@ -59,6 +59,10 @@ def test_help_names_every_stage() -> None:
     assert shown.returncode == 0
     for name in (*STAGES, "run", "version"):
         assert name in shown.stdout
+    # the demo's file and pairs are no part of an installed package
+    assert "in a clone of the project: sp2dpo run configs/demo.yaml" in " ".join(
+        shown.stdout.split()
+    )
 
 
 def test_help_loads_nothing_that_takes_its_time() -> None:

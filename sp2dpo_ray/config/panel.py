@@ -188,7 +188,8 @@ class DecodingSection(Section):
     top_k: int | None = Field(None, ge=1)
     """Tokens are drawn from so many likeliest ones; null: from all."""
     max_output_tokens: int = Field(64, ge=1)
-    """Table 6 lists this cap twice, as max_tokens and max_output_tokens."""
+    """Most tokens of one answer, reasoning included; a longer one is cut and recorded as
+    `truncated`."""
     seed: int | None = 42
     """Sent where a provider takes one; null sends none."""
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
