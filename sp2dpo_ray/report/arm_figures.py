@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.report.plots import ARM_COLOURS, COLOURS, HEIGHT, PER_ARM, boxes_of, html, short
 
-TICKS = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 2, 5)]  # of beta
+TICKS = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 2, 3, 5)]  # of beta
 Json = dict[str, Any]
 
 

@@ -20,6 +20,12 @@ from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.report.measures import Measures, correlations
 from sp2dpo_ray.report.plots import HEIGHT, Floats, boxes, density, histograms, html
 
+# of the matrices: light enough everywhere for the numbers in the cells
+Scale = tuple[tuple[float, str], ...]
+SHARE: Scale = ((0, "#eef3f9"), (1, "#6b9bd1"))
+BOTH_WAYS: Scale = ((0, "#e07b6a"), (0.5, "#f7f7f7"), (1, "#6b9bd1"))
+NUMBER = "#111111"
+
 
 def beta_by_category(schedule: pa.Table) -> str:
     """The default schedule's beta in each category of the panel."""
@@ -69,7 +75,7 @@ def teacher_agreement(schedule: pa.Table, panel: Panel) -> str:
     for i, j in itertools.combinations(range(len(names)), 2):
         values[i, j] = spearman(beta[i], beta[j])
         values[j, i] = float((category[i] == category[j]).mean())
-    return html(_matrix(values, names, "Blues", (0, 1)), "teacher-agreement")
+    return html(_matrix(values, names, SHARE, (0, 1)), "teacher-agreement")
 
 
 def call_agreement(schedule: pa.Table, panel: Panel) -> str:
@@ -80,7 +86,7 @@ def call_agreement(schedule: pa.Table, panel: Panel) -> str:
     gaps = [schedule[f"effective_gap_{t}_{v}"].to_numpy() for _, _, t, v in panel.calls]
     values = np.array([[spearman(one, other) for other in gaps] for one in gaps])
     height = max(HEIGHT, 160 + 30 * len(names))
-    return html(_matrix(values, names, "Blues", (0, 1)), "call-agreement", height)
+    return html(_matrix(values, names, SHARE, (0, 1)), "call-agreement", height)
 
 
 def of_the_data(measures: Measures) -> dict[str, str]:
@@ -102,18 +108,19 @@ def of_the_data(measures: Measures) -> dict[str, str]:
         )
     names, values = correlations(measures)
     drawn = {name: html(figure, f"data-{name}") for name, figure in found.items()}
-    matrix = _matrix(values, names, "RdBu", (-1, 1))
+    matrix = _matrix(values, names, BOTH_WAYS, (-1, 1))
     return drawn | {"correlations": html(matrix, "data-correlations", HEIGHT + 160)}
 
 
-def _matrix(values: Floats, names: list[str], colours: str, ends: tuple[int, int]) -> go.Figure:
+def _matrix(values: Floats, names: list[str], colours: Scale, ends: tuple[int, int]) -> go.Figure:
     """A square of numbers, the first row on top; nothing where a number is not defined."""
     text = [["" if np.isnan(cell) else f"{cell:.2f}" for cell in row] for row in values]
     shown = [[None if np.isnan(cell) else float(cell) for cell in row] for row in values]
     figure = go.Figure(
         go.Heatmap(
             z=shown, x=names, y=names, text=text, texttemplate="%{text}",
-            zmin=ends[0], zmax=ends[1], colorscale=colours, showscale=False,
+            textfont={"color": NUMBER}, zmin=ends[0], zmax=ends[1], colorscale=colours,
+            showscale=False,
         )
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed")

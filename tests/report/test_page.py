@@ -16,6 +16,8 @@ from sp2dpo_ray.core.schedule.grid import Panel
 from sp2dpo_ray.report.arm_figures import betas_by_arm
 from sp2dpo_ray.report.overview import FEWEST_PAIRS, GOOD, LOOK, about, overview
 from sp2dpo_ray.report.pieces import PAIRS_A_PIECE
+from sp2dpo_ray.report.schedule_figures import BOTH_WAYS, NUMBER, SHARE, teacher_agreement
+from tests.browsing import contrast
 from tests.core.schedule.test_columns import PANEL, annotations
 from tests.report.pages import HOSTILE, page_data, written
 
@@ -148,7 +150,15 @@ def test_the_page_says_what_it_is(tmp_path: Path) -> None:
 
 def test_beta_is_named_as_it_is_on_its_axis() -> None:
     chart = betas_by_arm({"jmamp": [0.03, 0.08, 0.1, 0.2, 0.3]})
-    assert '"0.02","0.05","0.1"' in chart
+    assert '"0.02","0.03","0.05","0.1"' in chart
+
+
+def test_numbers_in_the_cells_of_a_matrix_can_be_read() -> None:
+    data = page_data()
+    chart = teacher_agreement(data.schedule, data.panel)
+    assert f'"textfont":{{"color":"{NUMBER}"}}' in chart
+    for scale in (SHARE, BOTH_WAYS):
+        assert min(contrast(colour, NUMBER) for _, colour in scale) >= 4.5
 
 
 def test_pairs_of_a_predictor_are_counted(tmp_path: Path) -> None:
