@@ -72,7 +72,11 @@ def trained(run: Run, margins: dict[str, list[float]]) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 19, 20, 60])
-def test_few_held_out_pairs_have_a_page_and_no_verdict(annotated: Make, count: int) -> None:
+def test_few_held_out_pairs_have_a_page_and_no_verdict(
+    annotated: Make, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the pairs are made up: each has a prompt of its own
+    monkeypatch.setattr("sp2dpo_ray.stages.report.prompts_of", lambda file, ids: ids)
     run = annotated("sweep.arms=['dpo:0.3', 'dpo:0.1', jmamp]")
     schedule(run)
     lost, won = [-1.0] * count, [1.0] * count
