@@ -11,8 +11,10 @@ import asyncio
 import secrets
 import shlex
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ from sp2dpo_ray.errors import ConfigError, DataError, Sp2dpoError, Stopped, Trai
 
 KEY = "sp2dpo"  # of a job's metadata: what it does
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+LOST = "JOB_SUPERVISOR_ACTOR"  # of Ray's error types: those of the process that holds the job
 AGAIN_S = 2.0
-PATIENCE_S = 120.0  # without an answer, as when a head starts anew
+PATIENCE_S = 120.0  # of failures alone, as when a head starts anew
+QUIET_S = 30.0  # no word for so long may be a job that says nothing, or a connection that is dead
 # never sent along: secrets, and what a cluster has no use for
 EXCLUDED = (
     ".git", ".venv", "venv", "runs", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache",
@@ -136,10 +140,13 @@ def follow(client: Any, name: str) -> dict[str, Any]:
     that the job's exit code stands for.
     """
     last = asyncio.run(_follow(client, name))
-    info = _patiently(lambda: client.get_job_info(name))
+    info = _patiently(lambda: client.get_job_info(name), name)
     status, code = str(info.status), info.driver_exit_code
     if status == "STOPPED":
         raise Stopped(f"job {name} was stopped; the same command goes on with what is finished")
+    if status == "FAILED" and code is None and LOST in str(info.error_type):
+        why = (info.message or status).strip().splitlines()[0]
+        raise Stopped(f"job {name}: {why}; the same command goes on with what is finished")
     if status != "SUCCEEDED":
         error = ERRORS.get(code or 0, Sp2dpoError)
         why = f"exit code {code}" if code else (info.message or status).strip().splitlines()[0]
@@ -151,28 +158,38 @@ async def _follow(client: Any, name: str) -> str:
     """Returns the last line of the log."""
     import aiohttp  # comes with Ray's job client
 
-    shown, since = 0, time.monotonic()
-    tail = ""
+    shown, tail, ended = 0, "", False
+    failing: float | None = None  # since when nothing but failures
     while True:
-        seen = 0
+        seen, whole = 0, False
         try:
-            async for text in client.tail_job_logs(name):
-                since = time.monotonic()
-                new = text[max(0, shown - seen) :]
-                seen += len(text)
-                shown = max(shown, seen)
-                sys.stderr.write(new)
-                sys.stderr.flush()
-                tail = (tail + new)[-100_000:]
-            if str(client.get_job_status(name)) in ENDED:
+            log = client.tail_job_logs(name)
+            try:
+                while True:
+                    async with asyncio.timeout(QUIET_S):
+                        text = await anext(log)
+                    failing = None
+                    new = text[max(0, shown - seen) :]
+                    seen += len(text)
+                    shown = max(shown, seen)
+                    sys.stderr.write(new)
+                    sys.stderr.flush()
+                    tail = (tail + new)[-100_000:]
+            except StopAsyncIteration:
+                whole = True
+            except TimeoutError:
+                pass  # the status tells whether anybody is there
+            async with asyncio.timeout(QUIET_S):
+                asked = _asked(lambda: client.get_job_status(name))
+                status = str(await asyncio.wrap_future(asked))
+            failing = None
+            if status in ENDED and (whole or ended):
                 return next((line for line in reversed(tail.splitlines()) if line.strip()), "")
+            ended = status in ENDED  # after silence the end of the log is read once more
         except (RuntimeError, OSError, aiohttp.ClientError):
-            if time.monotonic() - since > PATIENCE_S:
-                raise Stopped(
-                    f"the cluster has not answered for {PATIENCE_S:.0f} seconds; job {name} may "
-                    "go on. If its head is lost, hand the same command in again: what is "
-                    "finished is kept"
-                ) from None
+            failing = time.monotonic() if failing is None else failing
+            if time.monotonic() - failing > PATIENCE_S:
+                raise _silent(name) from None
         await asyncio.sleep(AGAIN_S)
 
 
@@ -199,12 +216,35 @@ def list_jobs(client: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _patiently(ask: Any) -> Any:
+def _patiently(ask: Callable[[], Any], name: str) -> Any:
     since = time.monotonic()
     while True:
         try:
-            return ask()
+            return _asked(ask).result(QUIET_S)
         except (RuntimeError, OSError):
             if time.monotonic() - since > PATIENCE_S:
-                raise
+                raise _silent(name) from None
             time.sleep(AGAIN_S)
+
+
+def _asked(ask: Callable[[], Any]) -> Future[Any]:
+    """What Ray's client will have answered. Its requests wait for ever on a connection that is
+    dead, so they are made where nobody has to wait for them."""
+    answer: Future[Any] = Future()
+    answer.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return answer
+
+
+def _silent(name: str) -> Stopped:
+    return Stopped(
+        f"the cluster has not answered for {PATIENCE_S:.0f} seconds; job {name} may go on. If its "
+        "head is lost, hand the same command in again: what is finished is kept"
+    )

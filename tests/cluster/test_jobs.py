@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +28,13 @@ from sp2dpo_ray.errors import (
 @dataclass
 class Client:
     """Ray's job client: `streams` are what each connection to the log sends before it breaks (an
-    error) or ends; the job has ended when they are used up."""
+    error), is silent (a number of seconds) or ends; the job has ended when they are used up."""
 
     streams: list[list[Any]] = field(default_factory=list)
     status: str = "SUCCEEDED"
     code: int | None = 0
+    error_type: str | None = None
+    message: str | None = "it broke"
     jobs: list[Any] = field(default_factory=list)
     handed: list[dict[str, Any]] = field(default_factory=list)
 
@@ -38,13 +42,17 @@ class Client:
         for piece in self.streams.pop(0) if self.streams else [OSError("no head")]:
             if isinstance(piece, Exception):
                 raise piece
-            yield piece
+            if isinstance(piece, float):
+                await asyncio.sleep(piece)
+            else:
+                yield piece
 
     def get_job_status(self, name: str) -> str:
         return "RUNNING" if self.streams else self.status
 
     def get_job_info(self, name: str) -> Any:
-        return SimpleNamespace(status=self.status, driver_exit_code=self.code, message="it broke")
+        return SimpleNamespace(status=self.status, driver_exit_code=self.code,
+                               message=self.message, error_type=self.error_type)  # fmt: skip
 
     def list_jobs(self) -> list[Any]:
         return self.jobs
@@ -58,6 +66,7 @@ class Client:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "AGAIN_S", 0.01)
     monkeypatch.setattr(jobs, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(jobs, "QUIET_S", 0.1)
 
 
 def test_a_log_is_written_once_however_often_the_connection_breaks(
@@ -79,6 +88,51 @@ def test_a_log_is_written_once_however_often_the_connection_breaks(
 def test_a_cluster_that_is_gone_is_told_and_how_to_go_on() -> None:
     with pytest.raises(Stopped, match=r"has not answered for 0 seconds; job j may go on"):
         follow(Client(streams=[["one\n", OSError("reset")]], status="RUNNING"), "j")
+
+
+def test_a_quiet_job_does_not_use_up_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "QUIET_S", 5.0)
+    quiet = 0.3  # longer than the patience, and then one connection is dropped
+    told = follow(Client(streams=[["one\n", quiet, OSError("reset")], ["one\n", "two\n"]]), "j")
+    assert told["last"] == "two"
+
+
+def test_a_connection_that_is_dead_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    dead = 1e6
+    client = Client(streams=[["one\n", dead], [dead], ["one\ntwo\n", dead], ["one\ntwo\nthree\n"]])
+    assert follow(client, "j")["last"] == "three"
+    assert capsys.readouterr().err == "one\ntwo\nthree\n"
+
+    class Ended(Client):
+        """Its status is told, its log cannot be had any more."""
+
+        async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+            yield "one\n"
+            await asyncio.sleep(dead)
+
+    assert follow(Ended(), "j")["last"] == "one"
+
+
+def test_requests_that_nobody_answers_are_not_waited_for() -> None:
+    class Deaf(Client):
+        def get_job_status(self, name: str) -> str:
+            time.sleep(30)
+            return "RUNNING"
+
+    began = time.monotonic()
+    with pytest.raises(Stopped, match="has not answered"):
+        follow(Deaf(streams=[["one\n"]] * 9), "j")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("why", ["ACTOR_DIED", "ACTOR_UNKNOWN_FAILURE", "ACTOR_START_TIMEOUT"])
+def test_a_job_whose_own_process_was_lost_goes_on_with_the_same_command(why: str) -> None:
+    from ray.dashboard.modules.job.common import JobErrorType
+
+    lost = JobErrorType(f"JOB_SUPERVISOR_{why}").value
+    client = Client(streams=[["a line\n"]], status="FAILED", code=None, error_type=lost)
+    with pytest.raises(Stopped, match="it broke; the same command goes on"):
+        follow(client, "j")
 
 
 @pytest.mark.parametrize(
