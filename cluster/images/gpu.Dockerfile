@@ -27,6 +27,10 @@ RUN pip install --constraint constraints.txt ".[${EXTRAS}]"
 ARG VLLM_VERSION=""
 RUN if [ -n "${VLLM_VERSION}" ]; then pip install "vllm==${VLLM_VERSION}"; fi
 
+# Ray's launcher starts GPU nodes with NVIDIA's runtime and says no more: what of the driver a container
+# gets is the image's to say, and python's own images say nothing
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
 # Ray's launcher mounts the cluster's token below the HOME that an image names, else below /root
 ENV HOME=/home/ray
 USER 1000

@@ -80,6 +80,14 @@ def test_every_word_to_replace_is_explained_at_the_head(path: Path) -> None:
 
 
 @each_cloud
+def test_the_run_folder_is_the_containers_users(path: Path) -> None:
+    """A new share is root's alone."""
+    commands = read(path)["initialization_commands"]
+    (mount,) = (n for n, command in enumerate(commands) if " mount " in command)
+    assert commands[mount + 1] == "sudo install -d -o 1000 -g 1000 /shared/runs"
+
+
+@each_cloud
 def test_the_head_is_bought_and_the_others_are_spot(path: Path) -> None:
     types = read(path)["available_node_types"]
     spot = {

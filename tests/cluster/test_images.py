@@ -60,6 +60,16 @@ def test_the_launchers_token_lies_where_ray_looks(path: Path) -> None:
     assert f"USER 1000\nRUN mkdir -p {home}/.ray\n" in text
 
 
+def test_the_gpu_image_asks_for_the_driver_and_the_other_does_not() -> None:
+    """Ray's launcher gives `--runtime=nvidia` and nothing else; an image that names no device gets
+    none."""
+    asked = {path.stem: re.findall(r"NVIDIA_(\w+)=(\S+)", path.read_text()) for path in IMAGES}
+    assert asked == {
+        "cpu": [],
+        "gpu": [("VISIBLE_DEVICES", "all"), ("DRIVER_CAPABILITIES", "compute,utility")],
+    }
+
+
 def test_all_nodes_have_one_python() -> None:
     bases = {re.findall(r"^FROM (\S+)$", path.read_text(), re.MULTILINE)[0] for path in IMAGES}
     assert len(IMAGES) == 2
