@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sp2dpo_ray.cluster.package import EXCLUDED
 from sp2dpo_ray.config import Config
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.errors import ConfigError, DataError, Sp2dpoError, Stopped, TrainingError
@@ -29,12 +30,6 @@ LOST = "JOB_SUPERVISOR_ACTOR"  # of Ray's error types: those of the process that
 AGAIN_S = 2.0
 PATIENCE_S = 120.0  # of failures alone, as when a head starts anew
 QUIET_S = 30.0  # no word for so long may be a job that says nothing, or a connection that is dead
-# never sent along: secrets, and what a cluster has no use for
-EXCLUDED = (
-    ".git", ".venv", "venv", "runs", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache",
-    ".hypothesis", ".env", "*.env", ".env.*", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*",
-    ".ssh", ".aws", ".ray", ".netrc", ".kube", "*credentials*", "auth_token",
-)  # fmt: skip
 ERRORS = {error.exit_code: error for error in (ConfigError, DataError, Stopped, TrainingError)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ import aiohttp
 import pytest
 
 from sp2dpo_ray.cluster import door, jobs
-from sp2dpo_ray.cluster.jobs import EXCLUDED, follow, job_of, list_jobs, submit_job
+from sp2dpo_ray.cluster.jobs import follow, job_of, list_jobs, submit_job
+from sp2dpo_ray.cluster.package import EXCLUDED
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.errors import (
     ConfigError,
@@ -23,6 +25,7 @@ from sp2dpo_ray.errors import (
     Stopped,
     TrainingError,
 )
+from tests.conftest import REPOSITORY
 
 
 @dataclass
@@ -164,7 +167,7 @@ def test_what_goes_along(demo_config: Path, tmp_path: Path) -> None:
         "--set 'train.arm=\"dpo:0.1\"'"
     )
     assert set(job.runtime_env) == {"working_dir", "excludes"}  # no variables: anybody reads them
-    assert {".env", "*.key", "*.pem", ".ssh", "auth_token", "runs"} <= set(EXCLUDED)
+    assert job.runtime_env["excludes"] == list(EXCLUDED)
     client = Client()
     name, new = submit_job(client, job)
     assert new
@@ -184,6 +187,53 @@ def test_what_goes_along(demo_config: Path, tmp_path: Path) -> None:
     assert [row["job"] for row in listed] == ["old", "older"]
     other = job_of(config, demo_config, "reference", (), working_dir=tmp_path)
     assert submit_job(Client(jobs=[running]), other)[1] is True
+
+
+SECRETS = (
+    ".env", ".envrc", ".env.local", "prod.env", ".netrc", ".pypirc", ".dockercfg", ".bash_history",
+    ".aws/credentials", ".huggingface/token", ".config/gcloud/application_default.json",
+    ".ssh/config", ".git/config", "id_rsa", "id_ecdsa", "id_ed25519.pub", "key.pem", "my.PEM",
+    "cert.pfx", "Cert.P12", "tls.key", "service-account.json", "my_Service_Account.json",
+    "gcp-key.json", "openai_key.json", "keys.txt", "Keys.yaml", "keys.env", "secrets.yaml",
+    "client_secret_1.json", "Token.txt", "token", "auth_token", "hf_token.txt", "hub.token",
+    "OPENAI_API_KEY", "openai-api-key.txt", "credentials.json", "kubeconfig.yaml", "passwords.txt",
+    "deep/in/it/secrets.yaml", "deep/.env", "venv/a.py", "runs/mine/lambda.json",
+)  # fmt: skip
+WANTED = (
+    "mine.yaml", "pairs.parquet", "requirements.txt", "student/config.json",
+    "student/tokenizer.json", "student/tokenizer.model", "student/tokenizer_config.json",
+    "student/special_tokens_map.json", "student/added_tokens.json", "student/tokenization_x.py",
+    "student/qwen.tiktoken", "student/model.safetensors", "monkeys.csv", "valid_ids.csv",
+)  # fmt: skip
+
+
+def packed(folder: Path, to: Path, job: jobs.Job) -> set[str]:
+    """What Ray's own packing takes along of the working directory."""
+    from ray._private.runtime_env.packaging import create_package
+
+    create_package(str(folder), to, True, excludes=job.runtime_env["excludes"])
+    return {name for name in zipfile.ZipFile(to).namelist() if not name.endswith("/")}
+
+
+def test_secrets_stay_and_the_work_goes_along(demo_config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    for name in (*SECRETS, *WANTED):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    config = load_config(str(demo_config))
+    job = job_of(config, folder / "mine.yaml", "train", (), working_dir=folder)
+    assert packed(folder, tmp_path / "work.zip", job) == set(WANTED)
+    own = {
+        path.relative_to(REPOSITORY).as_posix()
+        for name in ("sp2dpo_ray", "configs", "jobs", "cluster", "examples")
+        for path in (REPOSITORY / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    clone = tmp_path / "clone"
+    for name in own:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_text("x")
+    assert packed(clone, tmp_path / "clone.zip", job) == own
 
 
 def test_what_works_on_one_machine_alone_is_refused(demo_config: Path, tmp_path: Path) -> None:
