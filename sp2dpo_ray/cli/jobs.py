@@ -7,6 +7,7 @@ no job.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
+from sp2dpo_ray import console
 from sp2dpo_ray.cli.guard import guarded
 from sp2dpo_ray.cli.options import (
     MAY_ASK,
@@ -174,12 +176,16 @@ def stop_(
 
 
 def _show_job(told: Summary, detached: bool) -> None:
-    say(f"artifacts: {told['folder']}, as the cluster's nodes see it")
+    say(f"artifacts: {told['folder']}, as the cluster sees it")
     if detached:
         say(f"follow it: sp2dpo jobs follow {told['job']}\nstop it: sp2dpo jobs stop {told['job']}")
 
 
 def _show_jobs(told: Summary) -> None:
+    if console.AS_JSON:
+        for row in told["jobs"]:
+            say(json.dumps(row))
+        return
     table = Table(box=SIMPLE)
     for name in ("job", "stage", "run", "status", "exit code"):
         table.add_column(name, no_wrap=True)

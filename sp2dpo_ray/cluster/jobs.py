@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sp2dpo_ray.cluster.package import EXCLUDED
+from sp2dpo_ray.cluster.package import EXCLUDED, artifacts_of, check_places
 from sp2dpo_ray.config import Config
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.errors import ConfigError, DataError, Sp2dpoError, Stopped, TrainingError
@@ -70,7 +70,7 @@ def job_of(
     cpus, gpus: of the command itself; with none it runs on the head, which has the least to lose.
     Raises ConfigError for what would only work on one machine.
     """
-    _check_places(config)
+    check_places(config)
     try:
         inside = file.resolve().relative_to(working_dir.resolve())
     except ValueError:
@@ -83,7 +83,7 @@ def job_of(
     return Job(
         stage,
         config.run.name,
-        str(config.run.folder),
+        artifacts_of(config),
         shlex.join(command),
         working_dir,
         {
@@ -95,20 +95,6 @@ def job_of(
         None if pip is None else str(pip),
         {"entrypoint_num_cpus": cpus, "entrypoint_num_gpus": gpus},
     )
-
-
-def _check_places(config: Config) -> None:
-    """A job's working directory is thrown away, and no other node sees it."""
-    for name, where in (
-        ("run.storage", config.run.storage),
-        ("annotate.journal", config.annotate.journal),
-        ("evaluate.journal", config.evaluate.journal),
-    ):
-        if where is not None and "://" not in where and not Path(where).expanduser().is_absolute():
-            raise ConfigError(
-                f"{name}: {where!r} is relative, and a job's working directory is thrown away; "
-                f"name a folder that every node of the cluster sees: --set {name}=/shared/..."
-            )
 
 
 def submit_job(client: Any, job: Job) -> tuple[str, bool]:

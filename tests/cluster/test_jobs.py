@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import zipfile
 from collections.abc import AsyncIterator
@@ -14,6 +15,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from sp2dpo_ray import console
+from sp2dpo_ray.cli.jobs import _show_jobs
 from sp2dpo_ray.cluster import door, jobs
 from sp2dpo_ray.cluster.jobs import follow, job_of, list_jobs, submit_job
 from sp2dpo_ray.cluster.package import EXCLUDED
@@ -241,14 +244,38 @@ def test_what_works_on_one_machine_alone_is_refused(demo_config: Path, tmp_path:
         ("run.storage=runs", r"run\.storage: 'runs' is relative"),
         ("annotate.journal=shared/journal", r"annotate\.journal: 'shared/journal' is relative"),
         ("evaluate.journal=judged", r"evaluate\.journal: 'judged' is relative"),
+        ("run.storage=~/runs", r"run\.storage: '~/runs' lies in a home, and each node has another"),
+        ("annotate.journal=~/j", r"annotate\.journal: '~/j' lies in a home"),
+        ("run.mirror=m", r"run\.mirror: 'm' is relative.* --set run\.mirror=/shared/"),
     ):
-        config = load_config(str(demo_config), (override,))
+        store = ("run.storage=s3://bucket/runs",) if "mirror" in override else ()
+        config = load_config(str(demo_config), (*store, override))
         with pytest.raises(ConfigError, match=words):
             job_of(config, demo_config, "train", (), working_dir=tmp_path)
     bucket = load_config(str(demo_config), ("annotate.journal=s3://bucket/journal",))
     assert job_of(bucket, demo_config, "train", (), working_dir=tmp_path)
     with pytest.raises(ConfigError, match="must lie in the working directory"):
         job_of(bucket, demo_config, "train", (), working_dir=tmp_path / "elsewhere")
+
+
+def test_a_job_names_the_place_that_the_cluster_sees(demo_config: Path, tmp_path: Path) -> None:
+    folder = job_of(load_config(str(demo_config)), demo_config, "train", (), working_dir=tmp_path)
+    assert folder.folder == f"{tmp_path}/runs/test"
+    far = load_config(
+        str(demo_config), ("run.storage=s3://bucket/runs?region=x",)
+    )  # mirror: a home
+    told = job_of(far, demo_config, "train", (), working_dir=tmp_path).folder
+    assert told == "s3://bucket/runs/test"
+
+
+def test_jobs_are_lines_of_json_where_lines_are_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "AS_JSON", True)
+    row = {"job": "sp2dpo-train", "stage": "train", "run": "r", "status": "FAILED", "exit_code": 3}
+    _show_jobs({"jobs": [row, row]})
+    lines = capsys.readouterr().err.splitlines()
+    assert [json.loads(json.loads(line)["message"]) for line in lines] == [row, row]
 
 
 @pytest.mark.parametrize(
