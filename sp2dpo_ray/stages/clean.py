@@ -1,20 +1,25 @@
 """Command `clean`: what of a run folder nobody will read again, by its manifests.
 
-In: a run folder. Out: what can go, with its size; with `apply` it is gone. Invariant: the journal,
-the pairs, verdicts of people and every artifact whose inputs lie here are never touched, nor a
-folder that a command is working on.
+In: a run folder. Out: what can go, with its size; with `apply` it is gone, from the object store
+too where the folder is the mirror of a run there. Invariant: the journal, the pairs, verdicts of
+people and every artifact whose inputs lie here are never touched, nor a folder that a command is
+working on.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from sp2dpo_ray.config import Config
+from sp2dpo_ray.console import say
 from sp2dpo_ray.core.artifact import MANIFEST, read_manifest
+from sp2dpo_ray.core.transfer import PROCESS
 from sp2dpo_ray.errors import ArtifactError, Stopped
-from sp2dpo_ray.run import Summary
-from sp2dpo_ray.stages.status import OUTDATED, artifacts_of, status
+from sp2dpo_ray.run import Held, Run, Summary, hold
+from sp2dpo_ray.stages.status import OUTDATED, artifacts_of, bytes_in, status
 
 KEPT = frozenset({"prepare", "verdicts"})  # stages whose artifacts nothing here could make again
 
@@ -25,9 +30,59 @@ def clean(folder: Path, *, stale: bool = False, apply: bool = False) -> Summary:
 
     Raises Stopped while a command works on the folder.
     """
-    state = status(folder)  # and so it is a run folder
-    if state["at_work"]:
-        raise Stopped(f"a command is working on {folder}; clean it when it is done")
+    if status(folder)["at_work"]:  # and so it is a run folder
+        raise Stopped(_busy(folder))
+    if not apply:
+        rows = [_row(folder, path, why) for path, why in _found(folder, stale)]
+        return {"could_go": rows, "bytes": sum(row["bytes"] for row in rows)}
+    try:
+        with hold(folder):
+            return _remove(folder, stale)
+    except Held:
+        raise Stopped(_busy(folder)) from None
+
+
+def _busy(folder: Path) -> str:
+    return f"a command is working on {folder}; clean it when it is done"
+
+
+def _remove(folder: Path, stale: bool) -> Summary:
+    run = _stored(folder)
+    store = None if run is None else run.store
+    if run is not None:
+        run.fetch()  # what others added tells what is read
+    names = [] if store is None else [*store.files("")]
+    rows = []
+    for path, why in _found(folder, stale):
+        row = _row(folder, path, why)
+        # its manifest first: without it the rest counts for nobody
+        inside = [name for name in names if name.startswith(f"{row['path']}/")]
+        for name in sorted(inside, key=lambda name: not name.endswith(f"/{MANIFEST}")):
+            assert store is not None
+            store.remove(name)
+        if inside:
+            say(f"clean: {row['path']} is removed from {store} too")
+        shutil.rmtree(path)
+        rows.append(row)
+    return {"removed": rows, "bytes": sum(row["bytes"] for row in rows)}
+
+
+def _stored(folder: Path) -> Run | None:
+    """The run in an object store that this folder is the mirror of, if it is one."""
+    process = json.loads((folder / PROCESS).read_text(encoding="utf-8"))
+    if "://" not in process["config"]["run"]["storage"]:
+        return None
+    try:
+        run = Run(Config.model_validate(process["config"]))
+    except ValueError as error:
+        raise ArtifactError(f"{folder / PROCESS}: of another release: {error}") from None
+    if run.folder != folder.resolve():
+        say(f"clean: {run.store} keeps all it has: {folder} is not its mirror ({run.folder})")
+        return None
+    return run
+
+
+def _found(folder: Path, stale: bool) -> list[tuple[Path, str]]:
     found = _leftovers(folder) + _unread(folder)
     if stale:
         found += [
@@ -35,13 +90,11 @@ def clean(folder: Path, *, stale: bool = False, apply: bool = False) -> Summary:
             for row in artifacts_of(folder)
             if row["state"] == OUTDATED and row["stage"] not in KEPT
         ]
-    rows: list[dict[str, Any]] = []
-    for path, why in dict(found).items():
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        rows.append({"path": path.relative_to(folder).as_posix(), "why": why, "bytes": size})
-        if apply:
-            shutil.rmtree(path)
-    return {"removed" if apply else "could_go": rows, "bytes": sum(row["bytes"] for row in rows)}
+    return list(dict(found).items())
+
+
+def _row(folder: Path, path: Path, why: str) -> dict[str, Any]:
+    return {"path": path.relative_to(folder).as_posix(), "why": why, "bytes": bytes_in(path)}
 
 
 def _leftovers(folder: Path) -> list[tuple[Path, str]]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from sp2dpo_ray.errors import ArtifactError
 from sp2dpo_ray.run import Summary
 
 FINISHED, OUTDATED, OTHER = "finished", "inputs have changed", "another release's"
+TRIES = 5  # at a folder that changes while it is walked
 
 
 def status(folder: Path) -> Summary:
@@ -38,7 +41,7 @@ def status(folder: Path) -> Summary:
         raise ArtifactError(f"{folder}: no run folder (no lambda.json in it)")
     process = json.loads(file.read_text(encoding="utf-8"))
     artifacts = artifacts_of(folder)
-    moved = max((path.stat().st_mtime for path in _lively(folder)), default=file.stat().st_mtime)
+    moved = max(_times(folder), default=file.stat().st_mtime)
     return {
         "run": process["config"]["run"]["name"],
         "folder": str(folder),
@@ -54,23 +57,41 @@ def status(folder: Path) -> Summary:
 def artifacts_of(folder: Path) -> list[dict[str, Any]]:
     """Every published artifact: where, of which stage, whether its inputs are those that lie here,
     when it was made, and its size on disk in bytes."""
-    found = manifests_in(folder)
+    found = _manifests(folder)
     there: dict[str, set[str]] = {}
     for manifest in found.values():
         if manifest is not None:
             there.setdefault(manifest.stage, set()).add(manifest.digest)
-    return [
-        {
-            "artifact": name,
-            "stage": manifest.stage if manifest else None,
-            "state": _state(manifest, there),
-            "made": (folder / name / MANIFEST).stat().st_mtime,
-            "bytes": sum(
-                path.stat().st_size for path in (folder / name).rglob("*") if path.is_file()
-            ),
-        }
-        for name, manifest in found.items()
-    ]
+    rows = []
+    for name, manifest in found.items():
+        with suppress(FileNotFoundError):  # replaced this moment
+            rows.append(
+                {
+                    "artifact": name,
+                    "stage": manifest.stage if manifest else None,
+                    "state": _state(manifest, there),
+                    "made": (folder / name / MANIFEST).stat().st_mtime,
+                    "bytes": bytes_in(folder / name),
+                }
+            )
+    return rows
+
+
+def bytes_in(folder: Path) -> int:
+    """Size of all files below a folder; what goes while it is looked at counts nothing."""
+    total = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(at, name)).st_size
+    return total
+
+
+def _manifests(folder: Path) -> dict[str, Manifest | None]:
+    for _ in range(TRIES):
+        with suppress(FileNotFoundError):  # a draft went while the folder was walked
+            return manifests_in(folder)
+    return manifests_in(folder)
 
 
 def _state(manifest: Manifest | None, there: dict[str, set[str]]) -> str:
@@ -83,11 +104,17 @@ def _state(manifest: Manifest | None, there: dict[str, set[str]]) -> str:
     return FINISHED
 
 
-def _lively(folder: Path) -> list[Path]:
-    """Files that grow while a stage works."""
+def _times(folder: Path) -> list[float]:
+    """When the files that grow while a stage works last did."""
     patterns = (f"*/{MANIFEST}", f"*/*/{MANIFEST}", "journal/**/*.jsonl",
                 f"train/*/{METRICS_LINES}", "reference/.*-parts/*")  # fmt: skip
-    return [path for pattern in patterns for path in folder.glob(pattern)]
+    times = []
+    for pattern in patterns:
+        with suppress(FileNotFoundError):  # a folder went while it was walked
+            for path in folder.glob(pattern):
+                with suppress(FileNotFoundError):
+                    times.append(path.stat().st_mtime)
+    return times
 
 
 def _locked(folder: Path) -> bool:

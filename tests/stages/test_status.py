@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from sp2dpo_ray.config import load_config
-from sp2dpo_ray.core.artifact import open_artifact
+from sp2dpo_ray.core.artifact import Manifest, open_artifact
 from sp2dpo_ray.errors import ArtifactError, Stopped
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
+from sp2dpo_ray.stages import clean as cleaning
+from sp2dpo_ray.stages import status as module
 from sp2dpo_ray.stages.clean import clean
 from sp2dpo_ray.stages.status import status
 
@@ -117,3 +119,50 @@ def test_another_releases_artifact_is_told_and_left(tmp_path: Path, demo_config:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert status(run.folder)["at_work"] is True
     assert status(run.folder)["at_work"] is False
+
+
+def test_files_that_go_while_they_are_looked_at(
+    demo_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(demo_config)
+    STAGES["prepare"](run)
+    parts = run.path("reference", ".abc-parts")
+    parts.mkdir(parents=True)
+    (parts / "rows.partial").symlink_to("gone")  # listed, and not there any more
+    look, walks = module.manifests_in, []
+
+    def walk(folder: Path) -> dict[str, Manifest | None]:
+        walks.append(folder)
+        if len(walks) == 1:
+            raise FileNotFoundError(".schedule.partial")
+        return look(folder) | {"train/replaced": look(folder)["pairs"]}
+
+    monkeypatch.setattr(module, "manifests_in", walk)
+    assert states(run.folder) == {"pairs": "finished"}
+    (row,) = clean(run.folder)["could_go"]
+    assert (row["path"], row["bytes"]) == ("reference/.abc-parts", 0)
+
+
+def test_nobody_begins_to_work_while_it_is_cleaned(
+    demo_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(demo_config)
+    run.path(".schedule.old").mkdir()
+    held = []
+    leftovers = cleaning._leftovers
+
+    def look(folder: Path) -> list[tuple[Path, str]]:
+        try:
+            with run.locked():
+                held.append(False)
+        except Stopped:
+            held.append(True)
+        return leftovers(folder)
+
+    monkeypatch.setattr(cleaning, "_leftovers", look)
+    clean(run.folder)
+    clean(run.folder, apply=True)
+    assert held == [False, True]
+    monkeypatch.setattr(cleaning, "status", lambda folder: {"at_work": False})  # it began just now
+    with run.locked(), pytest.raises(Stopped, match="a command is working on"):
+        clean(run.folder, apply=True)

@@ -15,10 +15,12 @@ import pytest
 
 from sp2dpo_ray.annotate.pipeline import _read_piece
 from sp2dpo_ray.config import load_config
+from sp2dpo_ray.core.artifact import Provenance
 from sp2dpo_ray.core.place import ObjectStore
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES, check_shared_folder
+from sp2dpo_ray.stages.clean import clean
 from tests.conftest import SECRET
 
 
@@ -114,7 +116,8 @@ def test_stages_that_would_look_on_the_wrong_machine_are_refused(
 ) -> None:
     import ray
 
-    nodes = [{"Alive": True}, {"Alive": True}, {"Alive": False}]
+    head = {"Alive": True, "Resources": {"CPU": 4.0, "node:__internal_head__": 1.0}}
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, head, {"Alive": False}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     far = run_of(demo_config, "run.storage=s3://bucket/runs")
     check_shared_folder(far, STAGES["annotate"])
@@ -172,3 +175,33 @@ def test_a_newer_artifact_that_was_not_carried_is_not_replaced_by_the_older(
 
 def refuse_reading(self: ObjectStore, name: str) -> None:
     raise OSError("connection reset")
+
+
+def test_what_is_cleaned_goes_from_the_store_too(
+    demo_config: Path, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(demo_config, f"run.storage={bucket.format('clean')}", f"run.mirror={tmp_path}/m")
+    run.write_lambda()
+    STAGES["prepare"](run)
+    with run.publish(
+        run.path("schedule"), Provenance("schedule", "k", "l", {"prepare": "other pairs"})
+    ) as draft:
+        (draft.path / "schedule.csv").write_text("prompt_id\n")
+    assert run.store is not None
+    assert {"schedule/manifest.json", "schedule/schedule.csv"} <= set(run.store.files(""))
+    copy = tmp_path / "copy"  # of a run that lives elsewhere
+    shutil.copytree(run.folder, copy)
+    clean(copy, stale=True, apply=True)
+    assert not (copy / "schedule").exists()
+    assert "is not its mirror" in capsys.readouterr().err
+    assert "schedule/manifest.json" in run.store.files("")
+
+    (row,) = clean(run.folder, stale=True)["could_go"]
+    assert row["path"] == "schedule"
+    assert clean(run.folder, stale=True, apply=True)["removed"] == [row]
+    assert "schedule is removed from s3://pairs/clean/test too" in capsys.readouterr().err
+    left = set(run.store.files(""))
+    assert not [name for name in left if name.startswith("schedule/")]
+    assert {"lambda.json", "pairs/manifest.json", "pairs/train.parquet"} <= left
+    run.fetch()
+    assert not run.path("schedule").exists()
