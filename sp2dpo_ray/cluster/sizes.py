@@ -50,14 +50,26 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class Hosted:
+    """A teacher on the cluster's own GPUs: its parameters, None where nobody tells, and the tokens
+    that it has still to read and to write."""
+
+    name: str
+    gpus: int
+    parameters: float | None
+    prompt_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """What a run asks of a cluster.
 
     tokens: of all pairs, each prompt once. train_tokens: of those, what one epoch trains on.
     parameters: of the student. gpus: that one arm trains on. rates: tokens a second and GPU that
     this run measured, by stage. answer_tokens: that all students may write; judge_hours, judge_usd:
-    of judging them. calls_per_second: what
-    the teachers' limits allow together.
+    of judging them. calls_per_second: what the teachers' limits allow together; calls: that are
+    left; actors: that make them.
     """
 
     tokens: int
@@ -71,12 +83,15 @@ class Work:
     precision: str
     shards: bool
     calls_per_second: float
+    calls: int
+    actors: int
     annotate_hours: float
     annotate_usd: float | None
     answer_tokens: int
     judge_hours: float
     judge_usd: float | None
     rates: dict[str, float]
+    hosted: tuple[Hosted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +155,14 @@ def needs(
 ) -> list[Need]:
     """One need a stage; within_hours: the sweep's arms go side by side until it fits."""
     annotate = machines["annotate"]
-    cores = work.calls_per_second / CALLS_A_CORE
-    nodes = max(1, math.ceil(cores / (annotate.cpus * CALL_SHARE)))
-    found = [
-        _need("annotate", annotate, nodes, work.annotate_hours,
-              f"limits of the teachers; {CALLS_A_CORE:.0f} calls a second and core",
-              fees=work.annotate_usd)
-    ]  # fmt: skip
+    wanted = max(1, math.ceil(work.calls_per_second / CALLS_A_CORE))
+    nodes = max(1, math.ceil(min(wanted, work.actors) / (annotate.cpus * CALL_SHARE)))
+    hours = max(work.annotate_hours, work.calls / (CALLS_A_CORE * work.actors) / 3600)
+    basis = f"limits of the teachers; {CALLS_A_CORE:.0f} calls a second and actor"
+    if work.actors < wanted:
+        basis = f"{work.actors} actors, fewer than the limits allow: set annotate.actors: {wanted}"
+    found = [_need("annotate", annotate, nodes, hours, basis, fees=work.annotate_usd)]
+    found += [_teacher(teacher, gpu) for teacher in work.hosted if teacher.prompt_tokens]
     arm_nodes = max(1, math.ceil(work.gpus / gpu.gpus))
     at_once = max(1, gpu.gpus // max(work.gpus, 1))  # arms that share one node
     scoring = FORWARD * work.tokens
@@ -169,6 +185,18 @@ def needs(
     head = machines["head"]
     bought = _need("head", head, 1, hours, "as long as all stages, on demand")
     return [*found, replace(bought, spot=bought.usd)]
+
+
+def _teacher(teacher: Hosted, gpu: Machine) -> Need:
+    """One after the other: each may take every GPU."""
+    seconds, basis = 0.0, "hours not known: its name tells no size, so they are not counted"
+    if teacher.parameters:
+        work = teacher.prompt_tokens / BUSY + teacher.answer_tokens / BUSY_GENERATING
+        seconds = FORWARD * teacher.parameters * work / (gpu.tflops * 1e12 * teacher.gpus)
+        share = f"{BUSY:.0%} reading, {BUSY_GENERATING:.0%} writing"
+        basis = f"{share} of {gpu.tflops:.0f} TFLOP/s, assumed"
+    nodes = math.ceil(teacher.gpus / gpu.gpus)
+    return _need(f"teacher {teacher.name}", gpu, nodes, seconds / 3600, basis)
 
 
 def _timed(

@@ -17,12 +17,13 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sp2dpo_ray.annotate.estimate import SECONDS, estimate_costs, total
+from sp2dpo_ray.annotate.estimate import SECONDS, CostEstimate, estimate_costs, total
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.cluster.sizes import (
     ONE_ARM,
     ROOM,
+    Hosted,
     Work,
     gib_of_weights,
     gpu_machine,
@@ -31,12 +32,12 @@ from sp2dpo_ray.cluster.sizes import (
     sized,
 )
 from sp2dpo_ray.config import TeacherSection
-from sp2dpo_ray.core.artifact import read_manifest
 from sp2dpo_ray.core.costs import BYTES_PER_TOKEN
 from sp2dpo_ray.core.files import EVAL, TRAIN
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.run import Run, Summary
-from sp2dpo_ray.stages.panel import panel_of
+from sp2dpo_ray.stages.measured import rates_of, reference_of
+from sp2dpo_ray.stages.panel import panel_to_ask
 
 # 30B, 0.6b, 8x7B: of a mixture all experts, since all of them lie in memory
 IN_NAME = re.compile(r"(?<![\d.])(?:(\d+)x)?(\d+(?:\.\d+)?)\s*[bB](?![a-zA-Z])")
@@ -88,42 +89,55 @@ def cluster_size(
 
 def _work(run: Run, parameters: float | None) -> Work:
     config, train = run.config, run.config.train
-    panel = panel_of(run)
-    run.provenance("cluster-size", panel.settings, {"prepare": run.path("pairs")})
+    run.provenance("cluster-size", None, {"prepare": run.path("pairs")})  # the pairs are whole
+    panel = panel_to_ask(run)
     record = read_record(Journal(panel.spec.place).new_entries())
-    outlook = total(estimate_costs(list(panel.files.values()), panel.spec, record))
+    outlooks = estimate_costs(list(panel.files.values()), panel.spec, record)
+    outlook = total(outlooks)
+    called = [t for t in config.teachers if t.external and t.mode == "interactive"]
     by_split = {split: _tokens(run, split) for split in (TRAIN, EVAL)}
-    tokens, rates = sum(by_split.values()), _measured(run)
-    if counted := _counted_tokens(run):
+    tokens = sum(by_split.values())
+    if made := reference_of(run):
+        counted = int(made.summary["tokens"])
         by_split = {k: round(v * counted / max(tokens, 1)) for k, v in by_split.items()}
         tokens = counted
-    workers = train.workers if isinstance(train.workers, int) else train.workers[1]
     judged = _judging(run)
     return Work(
         tokens=tokens,
         train_tokens=by_split[TRAIN],
         parameters=1e9 * parameters if parameters else _parameters(run),
-        gpus=round(workers * train.gpus_per_worker),
+        gpus=round(train.most_workers * train.gpus_per_worker),
         arms=len(config.sweep.names) + (config.sweep.search.trials if config.sweep.search else 0),
         epochs=train.epochs,
         all_weights=config.student.lora is None,
         recomputes=train.gradient_checkpointing != "off",
         precision=train.precision,
         shards=train.strategy in ("zero3", "fsdp"),
-        calls_per_second=sum(_rate(teacher) for teacher in config.teachers),
+        calls_per_second=sum(_rate(teacher) for teacher in called),
+        calls=sum(outlooks[t.name].calls - outlooks[t.name].calls_recorded for t in called),
+        actors=panel.spec.actors,
+        hosted=tuple(_hosted(t, outlooks[t.name]) for t in config.teachers if t.on_engine),
         annotate_hours=float(outlook["hours"] or 0.0),
         annotate_usd=outlook["cost_usd"],
         answer_tokens=judged["answer_tokens"],
         judge_hours=judged["hours"],
         judge_usd=judged["usd"],
-        rates=rates,
+        rates=rates_of(run, by_split[TRAIN]),
+    )
+
+
+def _hosted(teacher: TeacherSection, outlook: CostEstimate) -> Hosted:
+    return Hosted(
+        teacher.name,
+        teacher.engine.gpus,
+        _named(teacher.model),
+        outlook.prompt_tokens,
+        outlook.completion_tokens,
     )
 
 
 def _rate(teacher: TeacherSection) -> float:
     """Calls a second that a teacher's limits allow."""
-    if not teacher.external:
-        return 0.0
     each = teacher.limits.in_flight / SECONDS
     return min(each, teacher.limits.rpm / 60) if teacher.limits.rpm else each
 
@@ -146,42 +160,24 @@ def _tokens(run: Run, split: str) -> int:
     return round(count / BYTES_PER_TOKEN)
 
 
-def _counted_tokens(run: Run) -> int:
-    """As the reference pass counted them, where it was."""
-    for folder in sorted(run.path("reference").glob("[0-9a-f]*")):
-        if manifest := read_manifest(folder):
-            return int(manifest.summary["tokens"])
-    return 0
-
-
-def _measured(run: Run) -> dict[str, float]:
-    """Tokens a second and GPU that this run has seen; a CPU's say nothing of a GPU."""
-    gpus = run.config.train.gpus_per_worker * run.config.train.least_workers
-    rates = {}
-    if gpus:
-        for stage, pattern in (("reference", "[0-9a-f]*"), ("train", "*")):
-            for folder in sorted(run.path(stage).glob(pattern)):
-                manifest = read_manifest(folder)
-                if manifest and stage == "reference":
-                    rates[stage] = manifest.summary["tokens"] / manifest.summary["seconds"] / gpus
-                elif manifest:
-                    rates[stage] = manifest.summary["tokens_per_second"] / gpus
-    return rates
-
-
 def _parameters(run: Run) -> float:
     """Of the student: counted in its files, else as its name says."""
     model = run.config.student.model
     folder = run.path("student", "model") if model == "tiny" else Path(model).expanduser()
     if files := sorted(folder.glob("*.safetensors")):
         return float(sum(_count(file) for file in files))
-    if found := IN_NAME.findall(Path(model).name):
-        # "30B-A3B": 3 billion are active, 30 are there
-        return 1e9 * max(float(count or 1) * float(size) for count, size in found)
+    if told := _named(model):
+        return told
     raise ConfigError(
         f"student.model: {model!r} does not tell how many parameters it has, and its files are not "
         "here; say it in billions: --parameters 4"
     )
+
+
+def _named(model: str) -> float | None:
+    """Parameters as a model's name tells them: of "30B-A3B" 3 billion are active, 30 are there."""
+    found = IN_NAME.findall(Path(model).name)
+    return 1e9 * max(float(count or 1) * float(size) for count, size in found) if found else None
 
 
 def _count(file: Path) -> int:
@@ -205,7 +201,7 @@ def _judging(run: Run) -> dict[str, Any]:
     )
     costs = judging_costs(run).values()
     calls = sum(row["calls"] for row in costs)
-    rate = _rate(section.judge) if section.judge else 0.0
+    rate = _rate(section.judge) if section.judge and section.judge.external else 0.0
     return {
         "hours": calls / rate / 3600 if rate else 0.0,
         "answer_tokens": (len(arms) + section.base) * answers * run.config.generate.max_new_tokens,
