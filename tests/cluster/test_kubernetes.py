@@ -22,6 +22,7 @@ MANIFESTS = {
     for name in ("cluster", "job")
     for document in yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text())
 }
+MONITORS = [*yaml.safe_load_all((FOLDER / "monitor.yaml").read_text())]
 CLUSTER, JOB = MANIFESTS["RayCluster"]["spec"], MANIFESTS["RayJob"]["spec"]
 GROUPS = {"head": CLUSTER["headGroupSpec"]} | {
     group["groupName"]: group for group in CLUSTER["workerGroupSpecs"]
@@ -117,6 +118,48 @@ def test_the_door_is_locked() -> None:
     (label,) = policy["podSelector"]["matchLabels"].items()
     assert label == ("ray.io/cluster", MANIFESTS["RayCluster"]["metadata"]["name"])
     assert "runtimeEnvYAML" not in JOB
+
+
+def test_nobody_comes_in_but_the_cluster_the_operator_and_prometheus() -> None:
+    rules = MANIFESTS["NetworkPolicy"]["spec"]["ingress"]
+    own, submitter, operator, prometheus = rules
+    assert "ports" not in own
+    assert [port["port"] for port in submitter["ports"] + operator["ports"]] == [8265, 8265]
+    (source,) = operator["from"]
+    (label,) = source["podSelector"]["matchExpressions"]
+    assert label["values"] == ["kuberay-operator"]  # KubeRay's own pods are not the operator
+    (source,) = prometheus["from"]
+    assert source["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "CHANGE_ME_MONITORING"
+    }
+    assert source["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
+
+
+def test_prometheus_may_read_what_it_is_told_to_and_nothing_else() -> None:
+    """Ports by name, where the pods have them, and where Ray listens."""
+    from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
+    from ray.dashboard.consts import DASHBOARD_METRIC_PORT
+
+    (container,) = GROUPS["head"]["template"]["spec"]["containers"]
+    named = {port["name"]: port["containerPort"] for port in container["ports"]}
+    exported = int(GROUPS["gpu"]["rayStartParams"]["metrics-export-port"])
+    assert named["metrics"] == exported
+    assert named["as-metrics"] == AUTOSCALER_METRIC_PORT
+    assert named["dash-metrics"] == DASHBOARD_METRIC_PORT
+    asked = set()
+    for monitor in MONITORS:
+        assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+        assert monitor["spec"]["selector"]["matchLabels"]["ray.io/cluster"] == "sp2dpo"
+        asked |= {named[end["port"]] for end in monitor["spec"]["podMetricsEndpoints"]}
+    allowed = MANIFESTS["NetworkPolicy"]["spec"]["ingress"][-1]["ports"]
+    assert {port["port"] for port in allowed} == asked
+
+
+def test_every_word_to_replace_is_explained_at_the_head() -> None:
+    text = (FOLDER / "cluster.yaml").read_text()
+    head, _, body = text.partition("\napiVersion")
+    words = re.compile(r"CHANGE_ME_\w+")
+    assert set(words.findall(body)) == set(words.findall(head))
 
 
 def test_a_job_that_fails_leaves_the_cluster_that_others_share() -> None:
