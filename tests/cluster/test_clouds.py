@@ -111,3 +111,25 @@ def test_groups_grow_from_nothing_and_keep_to_the_whole(path: Path) -> None:
     for name, group in groups.items():
         assert group["resources"].get("GPU", 0) == int((re.findall(r"_x(\d)$", name) or [0])[0])
     assert groups["annotate"]["docker"] == {"worker_image": "CHANGE_ME_IMAGE_CPU"}
+
+
+def test_gpu_machines_boot_from_a_disk_that_they_can_have() -> None:
+    """Google's default is the standard disk, which machines with H100 do not take; a type is named
+    with the zone that it is in."""
+    config = read(CLOUDS / "gcp.yaml")
+    zone = config["provider"]["availability_zone"]
+    for node in config["available_node_types"].values():
+        (disk,) = node["node_config"]["disks"]
+        kind = disk["initializeParams"].get("diskType")
+        gpu = "GPU" in node["resources"]
+        assert kind == (f"zones/{zone}/diskTypes/pd-balanced" if gpu else None)
+
+
+def test_azures_user_may_use_docker_before_ray_does() -> None:
+    """The group counts from the next login, and Ray keeps a connection for ten seconds."""
+    from ray.autoscaler._private.command_runner import SSHOptions
+
+    kept = SSHOptions("key", control_path="path").arg_dict["ControlPersist"]
+    (first, *_) = read(CLOUDS / "azure.yaml")["initialization_commands"]
+    (seconds,) = re.findall(r"usermod -aG docker \$USER && sleep (\d+)$", first)
+    assert int(seconds) > int(kept.rstrip("s"))
