@@ -94,9 +94,7 @@ class Annotation:
             "hours": (self.env.now + START_S) / 3600,
             "rate": calls / self.env.now,
             "usd": usd * (1 + self.twice / calls),
-            "requests": self.requests,
-            "losses": self.losses,
-            "twice": self.twice,
+            **{"requests": self.requests, "losses": self.losses, "twice": self.twice},
             "record_gib": calls * RECORD_BYTES / 2**30,
             "schedule_gib": world.pairs * SCHEDULE_BYTES / 2**30,
             "schedule_h": world.pairs * SCHEDULE_S / 3600,
@@ -104,8 +102,7 @@ class Annotation:
         }
 
     def rate(self, teacher: Teacher) -> float:
-        """Calls a second that one actor makes to this teacher, by whatever is the least of limit,
-        core and free requests."""
+        """Calls a second that an actor makes: the least of limit, core and free requests."""
         return min(
             (teacher.rpm or math.inf) / 60 / self.actors,
             1000 / self.world.cpu_ms / len(self.world.teachers),
@@ -165,9 +162,8 @@ class Annotation:
             self.losses += 1
             for index, teacher in enumerate(self.world.teachers):
                 if self.left[index] > 0:
-                    under_way = self.rate(teacher) * teacher.latency_s
-                    again = math.ceil(self.world.actors_per_node * under_way)
-                    self.left[index] += again
+                    each = self.rate(teacher) * teacher.latency_s
+                    self.left[index] += (again := math.ceil(self.world.actors_per_node * each))
                     self.twice += again
             yield self.env.timeout(self.world.back_s)
             self.up[node] = True
