@@ -196,6 +196,23 @@ class Config(Section):
         return {"lora": lora and lora.model_dump(mode="json"), "train": options}
 
     @property
+    def scoring(self) -> dict[str, Any]:
+        """What decides a reference log-probability besides pairs and student. The reference is
+        computed as the policy is: else every pair would begin with a margin of rounding, or with a
+        kernel that was never held against the model's own."""
+        train = self.train
+        weights, computed_in = train.weights_of(self.student.lora)
+        read = ("max_length", "max_prompt_length", "keep_prompt", "keep_end_token")
+        return {
+            "encoding": {name: getattr(train, name) for name in read},
+            "weights": weights,
+            "computed_in": computed_in,
+            "layout": train.layout,
+            "varlen_attention": train.varlen_attention,
+            "gpu": train.gpus_per_worker > 0,
+        }
+
+    @property
     def panel(self) -> Panel:
         return Panel(tuple(teacher.name for teacher in self.teachers), self.prompts.variants)
 

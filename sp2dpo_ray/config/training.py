@@ -193,6 +193,16 @@ class TrainSection(Section):
             raise ValueError("optimizer paged_adamw_32bit does not know the shares of fsdp")
         return self
 
+    def weights_of(self, lora: LoraSection | None) -> tuple[str, str | None]:
+        """The type that weights are kept in, and the one that they compute in where it is another.
+
+        bf16 has no digits left for the small updates of weights that are trained themselves: they
+        are kept in float32 and compute in bf16. DeepSpeed keeps such a copy by itself.
+        """
+        if lora is None and self.precision == "bf16" and self.strategy in ("ddp", "fsdp"):
+            return "fp32", "bf16"
+        return self.precision, None
+
     @property
     def least_workers(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[0]

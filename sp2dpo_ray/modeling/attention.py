@@ -111,6 +111,9 @@ def varlen_attention(
     the keys of the second are those of prompt + rejected, gathered. The kernel's causal mask ends
     at the last query and key of a sequence, so a rejected token sees the whole prompt.
     """
+    if torch.is_autocast_enabled(query.device.type):  # what attention does there by itself
+        half = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (x.to(half) for x in (query, key, value))
     if dropout or not kernel_serves(query):
         return pair_attention(
             module, query, key, value, attention_mask, segments=segments, dropout=dropout,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sp2dpo_ray.errors import TrainingError
@@ -106,7 +107,12 @@ def base_of(model: Any) -> Any:
 
 
 def _logits(causal: Any, embeddings: Any, hidden_MH: Tensor) -> Tensor:
-    logits: Tensor = embeddings(hidden_MH)
+    # not a call of the module: what shares out weights gathers them at each call, and workers cut
+    # their tokens into different numbers of pieces
+    plain = type(embeddings) is nn.Linear
+    logits: Tensor = (
+        F.linear(hidden_MH, embeddings.weight, embeddings.bias) if plain else embeddings(hidden_MH)
+    )
     softcap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 

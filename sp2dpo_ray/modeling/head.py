@@ -29,11 +29,11 @@ def head_logps(
     that the logits of one piece may take.
     """
     rows = max(1, budget // (vocabulary * 4))
-    if len(hidden_MH) <= rows or (not frozen and not torch.is_grad_enabled()):
+    if len(hidden_MH) <= rows:
         return token_logps(head(hidden_MH), target_M)
+    if not torch.is_grad_enabled() or (frozen and not hidden_MH.requires_grad):
+        return _in_pieces(head, hidden_MH, target_M, rows)
     if frozen:
-        if not torch.is_grad_enabled() or not hidden_MH.requires_grad:
-            return _in_pieces(head, hidden_MH, target_M, rows)
         return _FrozenHead.apply(hidden_MH, target_M, head, rows)
     # a head that learns is computed again on the way back
     pieces = [

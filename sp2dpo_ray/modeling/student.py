@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from sp2dpo_ray.config import LoraSection
 from sp2dpo_ray.core.files import ADAPTER, MERGED
-from sp2dpo_ray.core.hashing import sha256_file, sha256_hex
+from sp2dpo_ray.core.hashing import sha256_hex, sha256_once
 from sp2dpo_ray.errors import ConfigError, TrainingError
 from sp2dpo_ray.modeling.attention import implementation
 from sp2dpo_ray.modeling.layout import PLAIN
@@ -35,7 +35,8 @@ logging.getLogger("DeepSpeed").addFilter(
     lambda record: "Setting accelerator to CPU" not in record.getMessage()
 )
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, QUANTIZED: torch.bfloat16}
-IDENTIFYING = ("*.safetensors", "config.json", "tokenizer*", "*.jinja", "special_tokens_map.json")
+IDENTIFYING = ("*.safetensors", "config.json", "tokenizer*", "*.jinja", "special_tokens_map.json",
+               "vocab.json", "merges.txt")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,12 @@ def _folder_fingerprint(path: Path) -> str:
         raise ConfigError(
             f"student.model: {path} holds no .safetensors file; other formats are not loaded"
         )
-    return sha256_hex({file.name: sha256_file(file) for file in files})
+    return sha256_hex({file.name: sha256_once(file) for file in files})
+
+
+def has_changed(path: Path, fingerprint: str) -> bool:
+    """Whether a folder holds another student than it did; a hub id at a commit cannot."""
+    return path.is_dir() and _folder_fingerprint(path) != fingerprint
 
 
 def load_tokenizer(student: StudentRef) -> Any:
@@ -135,10 +141,22 @@ def student_to_train(
     varlen: bool = True,
 ) -> Any:
     """The student with what is trained marked: fresh adapters, or without `lora` every weight."""
-    model = load_model(student, precision, layout, varlen=varlen)
+    model = without_dropout(load_model(student, precision, layout, varlen=varlen))
     if lora is None:
         return model.requires_grad_(True)
     return add_adapter(model, lora, seed=seed, fused=fused)
+
+
+def without_dropout(model: Any) -> Any:
+    """The model with none of its own dropout (older architectures have some): the reference has
+    none, and a policy with it would begin with margins of noise. An adapter's comes later."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):  # given to functions
+                setattr(module, name, 0.0)
+    return model
 
 
 def save_student(

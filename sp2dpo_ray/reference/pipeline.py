@@ -18,9 +18,15 @@ import torch
 
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
 from sp2dpo_ray.modeling.encode import EncodedPair, Encoding, encode_pairs
-from sp2dpo_ray.modeling.forward import check_forward, response_logps
+from sp2dpo_ray.modeling.forward import Scorer, check_forward
 from sp2dpo_ray.modeling.layout import PLAIN, collate, plan_batches
-from sp2dpo_ray.modeling.student import QUANTIZED, StudentRef, load_model, load_tokenizer
+from sp2dpo_ray.modeling.student import (
+    DTYPES,
+    QUANTIZED,
+    StudentRef,
+    load_model,
+    load_tokenizer,
+)
 from sp2dpo_ray.reference.parts import Parts, through_actors
 
 PAIRS_PER_BLOCK = 64
@@ -39,11 +45,16 @@ REFERENCE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ReferenceSpec:
-    """What decides a reference log-probability, and the resources to compute it with."""
+    """What decides a reference log-probability, and the resources to compute it with.
+
+    weights: the type that they are kept in. computed_in: that of matrix products, where it is
+    another; as the policy has them.
+    """
 
     student: StudentRef
     encoding: Encoding
-    precision: str
+    weights: str
+    computed_in: str | None
     tokens_per_batch: int
     layout: str
     head_bytes: int
@@ -53,8 +64,8 @@ class ReferenceSpec:
 
 
 def _load(spec: ReferenceSpec, device: torch.device) -> Any:
-    model = load_model(spec.student, spec.precision, spec.layout, varlen=spec.varlen)
-    return model if spec.precision == QUANTIZED else model.to(device)
+    model = load_model(spec.student, spec.weights, spec.layout, varlen=spec.varlen)
+    return model if spec.weights == QUANTIZED else model.to(device)
 
 
 class ReferenceActor:
@@ -65,6 +76,8 @@ class ReferenceActor:
         self._device = torch.device("cuda" if spec.gpus_per_actor else "cpu")
         self._tokenizer = load_tokenizer(spec.student)
         self._model = _load(spec, self._device)
+        self._autocast = DTYPES[spec.computed_in] if spec.computed_in else None
+        self._score = Scorer(self._model, spec.head_bytes, self._autocast)
         self._checked = False
 
     @torch.inference_mode()
@@ -78,7 +91,7 @@ class ReferenceActor:
                 # over many tokens what two kernels round differently goes out
                 self._check(encoded, [max(index, key=lambda i: encoded[i].shorter_response)])
             batch = collate(encoded, index, self._tokenizer.pad_token_id, spec.layout)
-            found = response_logps(self._model, batch.to(self._device), head_bytes=spec.head_bytes)
+            found = self._score(batch.to(self._device))
             logps[:, index] = found.view(2, -1).float().cpu()
         return pa.table(
             [
@@ -99,7 +112,8 @@ class ReferenceActor:
             collate(encoded, index, self._tokenizer.pad_token_id, layout).to(self._device)
             for layout in (self._spec.layout, PLAIN)
         )
-        check_forward(self._model, ours, plain)
+        with torch.autocast(self._device.type, self._autocast, bool(self._autocast)):
+            check_forward(self._model, ours, plain)
         self._checked = True
 
 

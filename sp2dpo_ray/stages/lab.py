@@ -17,6 +17,7 @@ import yaml
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.arms import parse_arm
 from sp2dpo_ray.core.artifact import write_atomically
+from sp2dpo_ray.core.methods import METHODS
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.lab.figure import draw
 from sp2dpo_ray.lab.launch import Plan, run_trials
@@ -76,6 +77,12 @@ def plan_of(
         arm = parse_arm(name)
         if arm.seed is not None:
             raise ConfigError(f"lab: arm {name!r} names a seed; --seeds says how many there are")
+        row = METHODS[arm.method] if arm.method else None
+        if arm.selection or (row and (row.weighted or row.tokens)):
+            raise ConfigError(
+                f"lab: arm {name!r} selects or weighs pairs or counts tokens, which the worlds do "
+                "not know; sweep trains it on pairs of your own"
+            )
         if alike.setdefault(arm.what, name) != name or names.count(name) > 1:
             raise ConfigError(f"lab: {alike[arm.what]!r} and {name!r} are the same arm")
     new = dict(_change(text) for text in changes)

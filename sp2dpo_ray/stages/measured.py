@@ -12,22 +12,18 @@ from sp2dpo_ray.core.artifact import MANIFEST, Manifest, read_manifest
 from sp2dpo_ray.core.files import TRAINING
 from sp2dpo_ray.run import Run
 
-ENCODED = ("max_length", "max_prompt_length", "keep_prompt", "keep_end_token")
 # options of `train` that a step's speed hangs on
-SPEED = (*ENCODED, "precision", "strategy", "layout", "tokens_per_batch", "pairs_per_step",
-         "head_mib", "fused_lora", "varlen_attention", "optimizer")  # fmt: skip
+SPEED = ("max_length", "max_prompt_length", "keep_prompt", "keep_end_token", "precision",
+         "strategy", "layout", "tokens_per_batch", "pairs_per_step", "head_mib", "fused_lora",
+         "varlen_attention", "optimizer")  # fmt: skip
 
 
 def reference_of(run: Run) -> Manifest | None:
     """The reference pass of these pairs, this student and these options."""
-    train = run.config.train.model_dump(mode="json")
-    settings = {
-        "encoding": {name: train[name] for name in ENCODED},
-        "precision": train["precision"],
-    }
     for path in sorted(run.path("reference").glob(f"[0-9a-f]*/{MANIFEST}")):
         manifest = read_manifest(path.parent)
-        if manifest and manifest.settings == settings and manifest.inputs == _inputs(run):
+        same = manifest is not None and manifest.settings == run.config.scoring
+        if manifest and same and manifest.inputs == _inputs(run):
             return manifest
     return None
 

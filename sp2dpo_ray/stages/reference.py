@@ -1,21 +1,20 @@
 """Stage `reference`: log-probabilities of the frozen student, once for every arm.
 
 In: `pairs/`, `student/`. Out: `reference/<key>/`. Invariant: the key knows student, tokenizer,
-template, truncation, precision and pair texts, and never beta, learning rate or output folder.
+template, truncation, pair texts and how it is computed (types, layout, kernels), and never beta,
+learning rate or output folder.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sp2dpo_ray.config import TrainSection
 from sp2dpo_ray.console import bar
 from sp2dpo_ray.core.artifact import Draft, Provenance
 from sp2dpo_ray.core.files import EVAL, REFERENCE, TRAIN
@@ -40,8 +39,8 @@ def reference(run: Run) -> Summary:
         )
         spec = ReferenceSpec(
             student_ref(run),
-            encoding_of(train),
-            train.precision,
+            Encoding(**run.config.scoring["encoding"]),
+            *train.weights_of(run.config.student.lora),
             train.tokens_per_batch,
             train.layout,
             train.head_mib << 20,
@@ -68,17 +67,8 @@ def reference(run: Run) -> Summary:
 
 
 def _reference_provenance(run: Run) -> Provenance:
-    train = run.config.train
-    settings = {"encoding": asdict(encoding_of(train)), "precision": train.precision}
     inputs = {"prepare": run.path("pairs"), "student": run.path("student")}
-    return run.provenance("reference", settings, inputs)
-
-
-def encoding_of(train: TrainSection) -> Encoding:
-    """How pairs become tokens."""
-    return Encoding(
-        train.max_length, train.max_prompt_length, train.keep_prompt, train.keep_end_token
-    )
+    return run.provenance("reference", run.config.scoring, inputs)
 
 
 def reference_folder(run: Run) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,7 +19,8 @@ from sp2dpo_ray.console import bar
 from sp2dpo_ray.core.artifact import Draft, open_artifact
 from sp2dpo_ray.core.files import TRAIN
 from sp2dpo_ray.core.pairs import pairs_from
-from sp2dpo_ray.modeling.student import StudentRef, find_student
+from sp2dpo_ray.errors import ArtifactError
+from sp2dpo_ray.modeling.student import StudentRef, find_student, has_changed
 from sp2dpo_ray.modeling.tiny import make_tiny_student
 from sp2dpo_ray.run import Run, Summary
 
@@ -61,4 +63,9 @@ def student_ref(run: Run) -> StudentRef:
     made = open_artifact(run.path("student")).summary
     tiny = made["model"] == TINY
     model = str(run.path("student", MODEL)) if tiny else made["model"]
+    if not tiny and has_changed(Path(model), made["fingerprint"]):
+        raise ArtifactError(
+            f"{model} is not the student that was found there before: its files have changed; run: "
+            "sp2dpo student, then what follows it"
+        )
     return StudentRef(model, made["revision"], made["fingerprint"])

@@ -16,9 +16,14 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointUploadMode
 
-from sp2dpo_ray.config import LoraSection, TrainSection
 from sp2dpo_ray.core.files import METRICS_LINES
-from sp2dpo_ray.modeling.student import QUANTIZED, load_tokenizer, save_student, student_to_train
+from sp2dpo_ray.modeling.student import (
+    DTYPES,
+    QUANTIZED,
+    load_tokenizer,
+    save_student,
+    student_to_train,
+)
 from sp2dpo_ray.train.checkpoint import restore_state, save_state, scratch
 from sp2dpo_ray.train.gauges import Gauges
 from sp2dpo_ray.train.held_out import interim_scores, places_that_choose, score_held_out
@@ -46,7 +51,7 @@ def train_worker(config: dict[str, Any]) -> None:
     plan = steps_of(
         len(pairs), options.pairs_per_step, options.epochs, None if task.ordered else options.seed
     )
-    weights, autocast = weights_of(options, task.lora)
+    weights, computed_in = options.weights_of(task.lora)
     model = student_to_train(
         task.student,
         task.lora,
@@ -57,6 +62,7 @@ def train_worker(config: dict[str, Any]) -> None:
         options.varlen_attention,
     )
     model = model if weights == QUANTIZED else model.to(device)
+    autocast = DTYPES[computed_in] if computed_in else None
     strategy = strategy_of(options.strategy, model, Setup(options, device, len(plan), autocast))
     how = Computing(tokenizer.pad_token_id, device, options.tokens_per_batch, options.layout)
     loss = Loss(options.loss, options.loss_options.get(options.loss), options.seed, task.envelope)
@@ -72,7 +78,7 @@ def train_worker(config: dict[str, Any]) -> None:
     choosing = places_that_choose(task, held_out) if held_out else []
     gauges = Gauges(task)
     strategy.model.train()
-    largest = how.batches(pairs, range(len(pairs)))[0]
+    largest = how.largest(pairs, plan, world)
     memory = decide(
         options.gradient_checkpointing,
         lambda: loss(
@@ -81,6 +87,7 @@ def train_worker(config: dict[str, Any]) -> None:
         strategy.model,
         device,
         share=min(1.0, options.gpus_per_worker or 1.0),
+        lockstep=strategy.lockstep,
     )
     if rank == 0:
         write_record(task, tokenizer, pairs, plan, memory, device)
@@ -160,18 +167,6 @@ def _hand_over(checkpoint: ray.train.Checkpoint | None, metrics: dict[str, Any])
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )
-
-
-def weights_of(options: TrainSection, lora: LoraSection | None) -> tuple[str, torch.dtype | None]:
-    """The type that weights are kept in, and the one that they compute in where it is another.
-
-    bf16 has no digits left for the small updates of weights that are trained themselves: they are
-    kept in float32 and compute in bf16. DeepSpeed keeps such a copy by itself.
-    """
-    whole = lora is None and options.precision == "bf16"
-    if whole and options.strategy in ("ddp", "fsdp"):
-        return "fp32", torch.bfloat16
-    return options.precision, None
 
 
 def steps_of(num_pairs: int, pairs_per_step: int, epochs: int, seed: int | None) -> list[list[int]]:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from sp2dpo_ray.errors import TrainingError
 from sp2dpo_ray.modeling.forward import base_of
 
 SHARE = 0.7  # of the free memory that activations may take; gradients and kernels want some too
@@ -30,19 +32,32 @@ class Decision:
 
 
 def decide(
-    setting: str, loss_of_largest: Any, model: Any, device: torch.device, *, share: float = 1.0
+    setting: str,
+    loss_of_largest: Any,
+    model: Any,
+    device: torch.device,
+    *,
+    share: float = 1.0,
+    lockstep: bool = False,
 ) -> Decision:
     """Carry out `train.gradient_checkpointing`: on, off, or what a first forward pass says.
 
     loss_of_largest: computes the loss of the batch that needs the most memory, with a graph. share:
-    of the device that is this worker's; others on it measure the same free memory.
+    of the device that is this worker's; others on it measure the same free memory. lockstep:
+    whether the others wait for this worker in the middle of a pass; TrainingError then where it has
+    no memory for it.
     """
     decision = Decision(setting == "on")
     if setting == "auto":
         free = int(share * free_bytes(device))  # before the pass: the allocator keeps what it took
         try:
             needed = saved_bytes(loss_of_largest, model)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            if lockstep:  # the others could not be told, and would wait for ever
+                raise TrainingError(
+                    "no memory for one forward pass; set train.gradient_checkpointing: on, or "
+                    "lower train.tokens_per_batch"
+                ) from error
             needed = free
         decision = Decision(needed > SHARE * free, needed, free)
         if device.type == "cuda":
@@ -64,8 +79,9 @@ def _anywhere(on: bool, device: torch.device) -> bool:
 
 def saved_bytes(forward: Any, model: torch.nn.Module) -> int:
     """Bytes that a forward pass keeps for its backward pass; the model's own weights, views of them
-    too, are there anyway and not counted."""
-    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    too, are there anyway and not counted. Weights that are gathered from other workers are, since
+    they are in use when the pass is."""
+    own = {_here(weight).untyped_storage().data_ptr() for weight in model.parameters()}
     seen: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -82,6 +98,11 @@ def saved_bytes(forward: Any, model: torch.nn.Module) -> int:
         torch.set_rng_state(random_state)
     del kept
     return sum(seen.values())
+
+
+def _here(weight: Tensor) -> Tensor:
+    """What this worker holds of a weight that may be shared out."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def free_bytes(device: torch.device) -> int:

@@ -60,6 +60,17 @@ class Computing:
         """The pairs named in `order`, in batches within the token budget."""
         return plan_batches(pairs.encoded, order, self.tokens_per_batch, self.layout)
 
+    def largest(self, pairs: Pairs, plan: Sequence[Sequence[int]], workers: int) -> list[int]:
+        """The batch of the most tokens among all that will come: the longest pairs alone may fill
+        the budget worse than others do."""
+        batches = (
+            batch
+            for step in plan
+            for rank in range(workers)
+            for batch in self.batches(pairs, step[rank::workers])
+        )
+        return max(batches, key=lambda batch: self.computed_tokens(pairs, batch))
+
     def computed_tokens(self, pairs: Pairs, index: list[int]) -> int:
         """Tokens that a batch of these pairs computes, padding included."""
         sizes = [row_tokens(pairs.encoded[i], self.layout) for i in index]

@@ -125,6 +125,9 @@ def test_panels_believe_what_their_rows_say() -> None:
     [
         ({"worlds": ("clena",)}, r"worlds \['clena'\] are unknown; there are"),
         ({"arms": ("dpo:0.1", "dpo:0.10")}, "'dpo:0.1' and 'dpo:0.10' are the same arm"),
+        ({"arms": ("madpo:0.1",)}, "'madpo:0.1' selects or weighs pairs or counts tokens"),
+        ({"arms": ("jmamp/random:0.5",)}, "which the worlds do not know"),
+        ({"arms": ("confpo",)}, "or counts tokens"),
         ({"arms": ("jmamp@1",)}, "--seeds says how many"),
         ({"arms": ("jmampp",)}, "is unknown"),
         ({"changes": ("noise=2",)}, "noise must be a share from 0 to 1, got 2"),

@@ -6,19 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import OPTConfig, OPTForCausalLM
 
-from sp2dpo_ray.config import LoraSection, TinySection
-from sp2dpo_ray.core.pairs import Pair
+from sp2dpo_ray.config import LoraSection, TinySection, TrainSection
+from sp2dpo_ray.core.pairs import PAIR_FIELDS, Pair, pairs_from
 from sp2dpo_ray.errors import ConfigError, DataError, TrainingError
 from sp2dpo_ray.modeling.encode import EncodedPair, Encoding, encode_pairs
-from sp2dpo_ray.modeling.forward import check_forward, response_logps, unsure_logps
+from sp2dpo_ray.modeling.forward import Scorer, check_forward, response_logps, unsure_logps
+from sp2dpo_ray.modeling.head import head_logps
 from sp2dpo_ray.modeling.layout import collate, plan_batches
-from sp2dpo_ray.modeling.student import add_adapter, find_student, load_model, load_tokenizer
+from sp2dpo_ray.modeling.student import (
+    add_adapter,
+    find_student,
+    load_model,
+    load_tokenizer,
+    student_to_train,
+)
 from sp2dpo_ray.modeling.tiny import make_tiny_student
+from sp2dpo_ray.reference.pipeline import ReferenceActor, ReferenceSpec
 
 
 def pair(prompt: str, chosen: str, rejected: str, name: str = "x") -> Pair:
@@ -163,6 +173,61 @@ def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained(tiny_student: An
     again = add_adapter(load_model(tiny_student, "fp32"), LoraSection(r=4), seed=3)
     pairs = zip(adapted.parameters(), again.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_students_own_dropout_is_off_while_it_trains(tiny_student: Any, tmp_path: Path) -> None:
+    """OPT has some in its layers, given to functions there; the reference has none."""
+    config = OPTConfig(
+        vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=64,
+        word_embed_proj_dim=32, dropout=0.5, attention_dropout=0.5,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    load_tokenizer(tiny_student).save_pretrained(tmp_path)
+    student = find_student(str(tmp_path), None)
+    model = student_to_train(student, LoraSection(r=2, dropout=0.5, target_modules=("q_proj",)),
+                             "fp32", "plain", 0, True)  # fmt: skip
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
+    assert any(m.p == 0.5 for m in model.modules() if isinstance(m, torch.nn.Dropout))  # LoRA's
+
+
+def test_a_reference_is_computed_as_the_policy_is(tiny_student: Any) -> None:
+    """Weights that train themselves are kept in float32 and compute in bf16: so must the reference,
+    or every pair would begin with a margin of rounding."""
+    options = TrainSection(precision="bf16")
+    weights, computed_in = options.weights_of(None)
+    pairs = pa.table(
+        [[f"p{i}" for i in range(4)],
+         [[{"role": "user", "content": f"Say {i}."}] for i in range(4)],
+         [f"A long answer, number {i}. " * 9 for i in range(4)], [f"No {i}." for i in range(4)]],
+        schema=pa.schema(PAIR_FIELDS),
+    )  # fmt: skip
+    spec = ReferenceSpec(tiny_student, Encoding(256, 64), weights, computed_in, 4096, "shared",
+                         1 << 26, True, 1, 0.0)  # fmt: skip
+    found = ReferenceActor(spec)(pairs)
+    policy = student_to_train(tiny_student, None, weights, "shared", 0, True)
+    encoded = encode_pairs(pairs_from(pairs), load_tokenizer(tiny_student), Encoding(256, 64))
+    (index,) = plan_batches(encoded, range(4), 4096, "shared")
+    batch = collate(encoded, index, load_tokenizer(tiny_student).pad_token_id, "shared")
+    logps = Scorer(policy, autocast=torch.bfloat16)(batch).view(2, -1)
+    assert torch.equal(logps[0].detach(), torch.tensor(found["chosen_logp"].to_pylist())[index])
+    plain = Scorer(load_model(tiny_student, "bf16", "shared"))(batch).view(2, -1)
+    assert not torch.equal(plain[0], logps[0])  # what all of bf16 would have given
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_head_that_nobody_differentiates_keeps_its_budget(frozen: bool) -> None:
+    seen = []
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(len(hidden))
+        return hidden @ torch.ones(8, 100)
+
+    with torch.no_grad():
+        head_logps(head, torch.randn(500, 8), torch.zeros(500, dtype=torch.long), vocabulary=100,
+                   frozen=frozen, budget=50 * 400)  # fmt: skip
+    assert (max(seen), sum(seen)) == (50, 500)
 
 
 def test_unknown_target_modules_are_refused(tiny_student: Any) -> None:

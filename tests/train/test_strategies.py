@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sp2dpo_ray.config import LoraSection, TrainSection
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
-from sp2dpo_ray.modeling.student import load_model, load_tokenizer
+from sp2dpo_ray.modeling.student import find_student, load_model, load_tokenizer
 from sp2dpo_ray.train.strategies import Setup, strategy_of
 from sp2dpo_ray.train.strategies.base import make_optimizer
 from sp2dpo_ray.train.task import Pairs
@@ -38,16 +39,29 @@ def pairs(tiny_student: Any, demo_rows: list[dict[str, Any]]) -> Pairs:
 
 
 @pytest.fixture(scope="module")
+def wide_student(tiny_student: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """With so many words that workers cut their logits into different numbers of pieces."""
+    folder = tmp_path_factory.mktemp("wide")
+    config = AutoConfig.from_pretrained(tiny_student.model, vocab_size=4096)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    load_tokenizer(tiny_student).save_pretrained(folder)
+    return find_student(str(folder), None)
+
+
+@pytest.fixture(scope="module")
 def results(
-    tiny_student: Any, pairs: Pairs, tmp_path_factory: pytest.TempPathFactory
+    tiny_student: Any, wide_student: Any, pairs: Pairs, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """What came of every job, by the number of workers."""
     folder = tmp_path_factory.mktemp("strategies")
 
-    def job(strategy: str, lora: LoraSection | None = LORA, **more: Any) -> Job:
+    def job(
+        strategy: str, lora: LoraSection | None = LORA, student: Any = tiny_student, **more: Any
+    ) -> Job:
         given = {name: more.pop(name) for name in tuple(more) if name in TrainSection.model_fields}
         options = TrainSection(**(TRAIN | {"strategy": strategy} | given))
-        return Job(tiny_student, pairs, options, lora, folder / strategy, **more)
+        return Job(student, pairs, options, lora, folder / strategy, **more)
 
     alone = {"lora": job("ddp"), "full": job("ddp", None)}
     together = {"ddp lora": job("ddp", save_at=3), "ddp resumed": job("ddp", restore=True,
@@ -61,6 +75,10 @@ def results(
     for name in ("ddp", "zero3"):
         together[f"{name} step"] = job(name, loss="beta_dpo")
     alone["step"] = job("ddp", loss="beta_dpo")
+    for how, lora in (("lora", LORA), ("full", None)):
+        alone[f"wide {how}"] = job("ddp", lora, wide_student)
+        for name in ("zero3", "fsdp"):
+            together[f"{name} wide {how}"] = job(name, lora, wide_student, head_mib=1)
     found = {2: train_together(together, 2, folder)}
     # FSDP's state serves another number of workers
     alone["fsdp resumed"] = job("fsdp", save_at=3, restore=True)
@@ -83,6 +101,14 @@ def test_shares_train_as_one_worker_that_holds_everything(
     alone = results[1]["full" if how == "full" else "lora"]
     assert abs(alone["losses"][-1] - alone["losses"][0]) > 1e-3
     same(results[2][f"{strategy} {how}"], alone)
+
+
+@pytest.mark.parametrize("how", ["wide lora", "wide full"])
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp"])
+def test_workers_may_cut_the_head_into_different_numbers_of_pieces(
+    results: Any, strategy: str, how: str
+) -> None:
+    same(results[2][f"{strategy} {how}"], results[1][how])
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero3"])

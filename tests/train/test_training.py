@@ -235,6 +235,26 @@ def test_memory_decides_about_checkpointing(
     random_state = torch.get_rng_state()
     assert decide("auto", too_large, model, how.device).on  # it ends nothing: it is the answer
     assert torch.equal(torch.get_rng_state(), random_state)
+    with pytest.raises(TrainingError, match="no memory for one forward pass"):
+        decide("auto", too_large, model, how.device, lockstep=True)  # others would wait for ever
+
+
+@pytest.mark.parametrize("layout", [SHARED, PLAIN])
+def test_memory_is_measured_on_the_batch_of_the_most_tokens(
+    material: tuple[Any, Pairs, int], layout: str
+) -> None:
+    """Not on that of the longest pairs, which may fill the budget worse."""
+    _, pairs, pad_id = material
+    plan = steps_of(len(pairs), 6, 2, 0)
+    for tokens in (260, 300, 400):
+        how = Computing(pad_id, torch.device("cpu"), tokens, layout)
+        every = [
+            how.computed_tokens(pairs, batch)
+            for step in plan
+            for rank in range(2)
+            for batch in how.batches(pairs, step[rank::2])
+        ]
+        assert how.computed_tokens(pairs, how.largest(pairs, plan, 2)) == max(every)
 
 
 def test_the_gradient_is_that_of_eq_5(material: tuple[Any, Pairs, int]) -> None:

@@ -79,12 +79,13 @@ def _train(job: Job, rank: int, world: int) -> dict[str, Any]:
     strategy.model.train()
     how = Computing(0, device, options.tokens_per_batch, options.layout)
     loss = Loss(options.loss, seed=options.seed)
-    largest = how.batches(job.pairs, range(len(job.pairs)))[0]
+    largest = how.largest(job.pairs, plan, world)
     decide(
         options.gradient_checkpointing,
         lambda: loss(pair_logps(strategy.score, job.pairs, largest, how), job.pairs.beta[largest]),
         strategy.model,
         device,
+        lockstep=strategy.lockstep,
     )
     losses, norms = [], []
     for step in range(done + 1, len(plan) + 1):

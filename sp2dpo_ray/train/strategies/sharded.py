@@ -52,8 +52,9 @@ class Sharded:
         return logps
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        self._scorer.set_requires_gradient_sync(last)
-        # FSDP takes the mean over workers, our loss is a share of the sum
+        # Each batch's gradients are shared out at once: whole until the step's last batch, they
+        # would be as large as all weights in float32. FSDP takes the mean over workers, our loss is
+        # a share of the sum.
         (loss * dist.get_world_size()).backward()
 
     def step(self) -> float:
