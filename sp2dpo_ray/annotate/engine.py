@@ -13,7 +13,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +21,7 @@ from ray.data import ActorPoolStrategy
 
 from sp2dpo_ray.annotate.batches import CPUS, Order, Row
 from sp2dpo_ray.annotate.client import intent_entry, result_entry
+from sp2dpo_ray.annotate.engine_settings import check_machine, engine_config, pinned_template
 from sp2dpo_ray.annotate.journal import Entry, Journal, Segment
 from sp2dpo_ray.annotate.pipeline import read_pieces
 from sp2dpo_ray.annotate.record import places_of, read_record
@@ -30,14 +30,11 @@ from sp2dpo_ray.annotate.table import pair_chunks
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.pairs import pairs_from
-from sp2dpo_ray.errors import ConfigError, TeacherStopped
-from sp2dpo_ray.room import room
-from sp2dpo_ray.teachers.settings import options_of
-from sp2dpo_ray.teachers.vllm import Options, reply_of, settings_of
+from sp2dpo_ray.errors import TeacherStopped
+from sp2dpo_ray.teachers.vllm import reply_of, settings_of
 
 MOST_FAILED = 0.5  # share of a round's calls; with more something is wrong with all
 PAIRS_AT_ONCE = 64
-INSTALL = "pip install 'ray[llm]'"
 INTENTS = pa.schema(
     [
         ("intent", pa.string()),
@@ -49,59 +46,6 @@ COLUMNS = ("intent", "generated_text", "num_input_tokens", "num_generated_tokens
 Answered = Callable[[Any, TeacherSection, DecodingSection], Any]
 
 
-def engine_config(section: TeacherSection) -> Any:
-    """The configuration of Ray Data's vLLM stage; checked by Ray, needs no vLLM."""
-    from ray.data.llm import ChatTemplateStageConfig, vLLMEngineProcessorConfig
-
-    options, engine = options_of(section, Options), section.engine
-    engine_options = {
-        "revision": options.revision,
-        "dtype": options.dtype,
-        "quantization": options.quantization,
-        "max_model_len": options.max_model_len,
-    }
-    return vLLMEngineProcessorConfig(
-        model_source=section.model,
-        engine_kwargs={
-            "tensor_parallel_size": engine.tensor_parallel,
-            "pipeline_parallel_size": engine.pipeline_parallel,
-            # the rubric stands first in every prompt, so it is computed once
-            "enable_prefix_caching": True,
-            "trust_remote_code": False,
-            **{name: value for name, value in engine_options.items() if value is not None},
-        },
-        concurrency=(engine.replicas, engine.replicas),  # one number would begin with one
-        batch_size=engine.rows,
-        accelerator_type=engine.accelerator,
-        should_continue_on_error=True,  # one call that does not fit is one row
-        chat_template_stage=ChatTemplateStageConfig(
-            chat_template_kwargs=options.chat_template or None
-        ),
-        tokenize_stage=False,
-        detokenize_stage=False,
-    )
-
-
-def check_machine(section: TeacherSection) -> None:
-    """vLLM where the GPUs are, and GPUs enough; else the engine would wait for ever."""
-    gpus = int(room([{"GPU": 1.0}] * section.engine.gpus).get("GPU", 0))
-    where = ray.remote(num_gpus=1)(_has_vllm).remote() if gpus else None
-    if not (ray.get(where) if where is not None else _has_vllm()):
-        raise ConfigError(
-            f"teachers: {section.name}: vLLM is not installed; on every GPU node and here: "
-            f"{INSTALL}"
-        )
-    if gpus < section.engine.gpus:
-        raise ConfigError(
-            f"teachers: {section.name}: {section.engine.gpus} GPUs are needed (engine: replicas x "
-            f"tensor_parallel x pipeline_parallel), this cluster has {gpus}"
-        )
-
-
-def _has_vllm() -> bool:
-    return find_spec("vllm") is not None
-
-
 def answered(calls: Any, section: TeacherSection, decoding: DecodingSection) -> Any:
     """A data set of INTENTS with what the engine made of each; the only caller of Ray's API."""
     from ray.data.llm import build_processor
@@ -109,7 +53,7 @@ def answered(calls: Any, section: TeacherSection, decoding: DecodingSection) -> 
     check_machine(section)
     sampling = settings_of(section, decoding).sent
     processor = build_processor(
-        engine_config(section),
+        engine_config(section, pinned_template(section)),
         preprocess=lambda row: {**row, "sampling_params": dict(sampling)},
         postprocess=lambda row: {name: row[name] for name in COLUMNS},
     )
@@ -175,20 +119,25 @@ class Engine:
         for token in self._order.record.jobs_of(self._section.name):
             self._note("job_done", token)  # a killed command's engine is gone, and its calls free
         record = read_record(Journal(place).new_entries())
-        if known := self._on_record(record):
+        known, calls = self._on_record(record)
+        if known:
             yield [self._row(Outcome.OK, known, reused=True)]
+        if known == calls:  # a model of many GB would be loaded for no call
+            return
         for attempt in range(1, self._decoding.retries + 2):
             failed = yield from self._round(record, attempt)
             if not failed:
                 return
             record = read_record(Journal(place).new_entries())
 
-    def _on_record(self, record: Any) -> int:
-        return sum(
-            sum(record.settled([call.key for call in self._order.spec.calls(pairs)]))
-            for file in self._order.files
-            for pairs in pair_chunks(file)
-        )
+    def _on_record(self, record: Any) -> tuple[int, int]:
+        """How many calls are settled, and how many there are."""
+        known = calls = 0
+        for file in self._order.files:
+            for pairs in pair_chunks(file):
+                settled = record.settled([call.key for call in self._order.spec.calls(pairs)])
+                known, calls = known + sum(settled), calls + len(settled)
+        return known, calls
 
     def _round(self, record: Any, attempt: int) -> Iterator[Any]:
         token, last = os.urandom(12).hex(), attempt == self._decoding.retries + 1

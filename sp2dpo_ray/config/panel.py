@@ -81,7 +81,7 @@ class EngineSection(Section):
     rows: int = Field(16, ge=1)
     """Calls that are worked on together; vLLM takes several such lots at once."""
     accelerator: str | None = None
-    """Kind of GPU in Ray's words, say A100-80G."""
+    """Kind of GPU as Ray labels its nodes, say A100 or H100; never A100-80G by itself."""
 
     @property
     def gpus(self) -> int:

@@ -3,12 +3,14 @@ requests, what its rows mean, and a whole annotation with the engine itself repl
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -16,22 +18,36 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from pydantic import ValidationError
+from ray.util.accelerators import accelerators
 
 from sp2dpo_ray.annotate import engine
-from sp2dpo_ray.annotate.engine import COLUMNS, engine_config
+from sp2dpo_ray.annotate.batches import Order
+from sp2dpo_ray.annotate.client import intent_entry, result_entry
+from sp2dpo_ray.annotate.engine import COLUMNS
+from sp2dpo_ray.annotate.engine_settings import check_accelerator, engine_config, pinned_template
+from sp2dpo_ray.annotate.journal import Journal, Segment
+from sp2dpo_ray.annotate.record import read_record
+from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.config import DecodingSection, TeacherSection, load_config
 from sp2dpo_ray.core.annotation import ANSWER_SCHEMA, Outcome
+from sp2dpo_ray.core.pairs import PAIR_FIELDS, Pair
+from sp2dpo_ray.core.place import Folder
 from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.errors import ConfigError, TeacherStopped
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
+from sp2dpo_ray.teachers.base import Reply
 from sp2dpo_ray.teachers.vllm import reply_of, settings_of
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "teachers"
 VALID = json.dumps(
     {"semantic_gap_category": "Style", "semantic_gap_magnitude": 0.5, "semantic_gap_confidence": 1}
 )
+# what Ray labels nodes with by itself; its A100-40G and A100-80G are for labels that people put
+RAY_LABELS = {getattr(accelerators, name) for name in dir(accelerators) if name.isupper()} - {
+    accelerators.NVIDIA_A100_40G, accelerators.NVIDIA_A100_80G
+}  # fmt: skip
 needs_ray_llm = pytest.mark.skipif(find_spec("ray.llm") is None, reason="ray.data.llm is missing")
 
 
@@ -88,7 +104,8 @@ def test_rays_own_configuration_is_made_of_ours() -> None:
         options={"quantization": "awq", "chat_template": {"enable_thinking": False}},
         engine={"tensor_parallel": 2, "replicas": 3, "rows": 16, "accelerator": "H100"},
     )
-    made = engine_config(section)
+    made = engine_config(section, "{{ template }}")
+    assert made.chat_template_stage.chat_template == "{{ template }}"
     assert section.engine.gpus == 6
     assert (made.concurrency, made.batch_size, made.accelerator_type) == ((3, 3), 16, "H100")
     kwargs = made.engine_kwargs
@@ -97,6 +114,30 @@ def test_rays_own_configuration_is_made_of_ours() -> None:
     assert kwargs["trust_remote_code"] is False
     assert "max_model_len" not in kwargs
     assert made.should_continue_on_error is True
+
+
+def test_a_label_that_no_node_has_is_refused_with_those_that_are_there() -> None:
+    present = {"GPU": 4.0, "CPU": 8.0, "accelerator_type:A100": 1.0, "accelerator_type:L4": 1.0}
+    sized = teacher(engine={"accelerator": "A100-80G"})
+    with pytest.raises(ConfigError, match=r"no node has the label A100-80G.* are \['A100', 'L4'\]"):
+        check_accelerator(sized, present)
+    check_accelerator(teacher(engine={"accelerator": "A100"}), present)
+    check_accelerator(teacher(), {})
+
+
+def test_the_chat_template_is_that_of_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's revision pins the weights alone: Ray's template stage knows none."""
+    transformers = pytest.importorskip("transformers")
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def from_pretrained(model: str, **options: Any) -> Any:
+        asked.append((model, options))
+        return SimpleNamespace(chat_template="{{ of the revision }}")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    assert pinned_template(teacher()) is None
+    assert pinned_template(teacher(options={"revision": "abc"})) == "{{ of the revision }}"
+    assert asked == [("Qwen/Qwen3-32B", {"revision": "abc", "trust_remote_code": False})]
 
 
 @needs_ray_llm
@@ -108,13 +149,12 @@ def test_the_shipped_configurations_are_whole(name: str) -> None:
     assert made.model_source == host.model
     assert settings_of(host, config.decoding).dropped == {}
     assert not host.external
+    assert host.engine.accelerator in (None, *RAY_LABELS)
 
 
 def test_the_rubric_stands_first_so_that_a_prefix_cache_can_keep_it() -> None:
     """Of two pairs' prompts of one variant, all that is not the pair's own comes before it."""
     prompts = load_prompts(("v1", "v2", "v3"), None)
-    from sp2dpo_ray.core.pairs import Pair
-
     pairs = [Pair(f"p{i}", [{"role": "user", "content": f"{i} what?"}], f"{i} yes", f"{i} no")
              for i in range(2)]  # fmt: skip
     for variant in prompts.systems:
@@ -254,6 +294,40 @@ class Dying:
     def iter_batches(self, **how: Any) -> Iterator[pa.Table]:
         yield next(iter(self._made.iter_batches(**how | {"batch_size": 40})))
         raise ray.exceptions.RayActorError
+
+
+def test_where_every_call_is_on_record_no_engine_is_started(tmp_path: Path) -> None:
+    """It would load a large model for no row, and fail on a machine without vLLM."""
+    pairs = [Pair(f"p{n}", [{"role": "user", "content": f"{n}?"}], "yes", "no") for n in range(3)]
+    file = tmp_path / "pairs.parquet"
+    rows = [{"prompt_id": pair.prompt_id, "prompt": pair.prompt, "chosen": pair.chosen,
+             "rejected": pair.rejected} for pair in pairs]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(PAIR_FIELDS)), file)
+    place = Folder(tmp_path / "journal")
+    spec = PanelSpec((teacher(),), DecodingSection(), load_prompts(("v1",)), place, 1, 25, 10.0)
+    intents = [intent_entry(call, 1, 0.0) for call in spec.calls(pairs)]
+    reply = Reply(Outcome.OK, text=VALID)
+
+    def write(entries: list[dict[str, Any]]) -> None:
+        segment = Segment(place, "host")
+        for entry in entries:
+            asyncio.run(segment.append(entry))
+        segment.close()
+
+    def told() -> list[Any]:
+        order = Order(spec, [file], read_record(Journal(place).new_entries()), poll_s=0.01)
+        made = engine.Engine(order, lambda *_: pytest.fail("the engine was started"))
+        try:
+            return list(made.rounds())
+        finally:
+            made.close()
+
+    for intent in intents:
+        write([intent, result_entry(intent, reply, seconds=1.0, money={})])
+    ((row,),) = told()
+    assert (row["calls"], row["reused"]) == (3, True)
+    kinds = {entry["kind"] for entry in Journal(place).new_entries()}
+    assert kinds == {"intent", "result"}  # no round was begun
 
 
 def journal_of(run: Run) -> list[dict[str, Any]]:
