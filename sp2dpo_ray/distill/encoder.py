@@ -135,8 +135,7 @@ class EncoderModel:
             told = self.model({name: value.to(device) for name, value in batch.items()})
             found.append({name: value.double().cpu() for name, value in told.items()})
         if not found:
-            nothing = np.zeros(0)
-            return Raw(np.zeros((0, len(CATEGORIES))), *[nothing] * 5)
+            return Raw.nothing()
         whole = {name: torch.cat([row[name] for row in found]) for name in found[0]}
         gaps = torch.sigmoid(whole["gaps"]).numpy()
         unknown = features_of(texts, self.known).unknown.astype(np.float64)

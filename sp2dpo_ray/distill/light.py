@@ -72,9 +72,11 @@ class LightModel:
 
     def predict(self, texts: Texts, threads: int = 0) -> Raw:
         """One row a pair; threads: 0 takes all."""
+        if not len(texts):  # the trees refuse no row at all
+            return Raw.nothing()
         pieces = [
             self.of(features_of(texts.slice(start, PAIRS_AT_ONCE), self.known), threads)
-            for start in range(0, max(len(texts), 1), PAIRS_AT_ONCE)
+            for start in range(0, len(texts), PAIRS_AT_ONCE)
         ]
         return Raw.joined(pieces)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.conformal import intervals
 
 Floats = NDArray[np.float64]
@@ -39,6 +40,11 @@ class Raw:
     def joined(pieces: Sequence[Raw]) -> Raw:
         columns = ([getattr(piece, field.name) for piece in pieces] for field in fields(Raw))
         return Raw(*map(np.concatenate, columns))
+
+    @staticmethod
+    def nothing() -> Raw:
+        """Of no pair."""
+        return Raw(np.zeros((0, len(CATEGORIES))), *(np.zeros(0) for _ in range(5)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,12 +46,20 @@ class Model(Protocol):
 @dataclass(frozen=True, slots=True)
 class Split:
     """Rows that train, calibrate and test; folds: of the rows that train, which of them are left
-    out together."""
+    out together. keys: how many different ones all rows have."""
 
     fit: NDArray[np.int64]
     calibrate: NDArray[np.int64]
     test: NDArray[np.int64]
     folds: NDArray[np.int64]
+    keys: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no part and no fold is empty."""
+        return bool(
+            len(self.calibrate) and len(self.test) and len(np.unique(self.folds)) == light.FOLDS
+        )
 
 
 def split_by(
@@ -64,11 +72,28 @@ def split_by(
     fair = np.ones(len(keys), bool) if fair is None else fair
     # of all rows, taken from the fair ones; at least half of these train
     share = min(section.calibrate * len(fair) / max(int(fair.sum()), 1), 0.25)
-    calibrate, test = draws < share, (draws >= share) & (draws < 2 * share)
-    fit = np.flatnonzero(~((calibrate | test) & fair))
+    calibrate, test = fair & (draws < share), fair & (draws >= share) & (draws < 2 * share)
+    different = np.unique(draws[fair])
+    taken = np.unique(draws[calibrate | test])
+    if not (calibrate.any() and test.any() and len(different) - len(taken) >= light.FOLDS):
+        # of few keys the draws may leave a side without one, their ranks do not
+        rank, count = np.searchsorted(different, draws), max(1, round(share * len(different)))
+        calibrate, test = fair & (rank < count), fair & (rank >= count) & (rank < 2 * count)
+    # a row that is not fair is left out where another of its key calibrates or tests
+    fit = np.flatnonzero(~np.isin(draws, draws[calibrate | test]))
+    return Split(
+        fit, np.flatnonzero(calibrate), np.flatnonzero(test), _folds(draws[fit]),
+        len(np.unique(draws)),
+    )  # fmt: skip
+
+
+def _folds(draws: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rows of one key are in one fold, and none is empty where there are as many keys."""
     # another stretch of the same draws: rows that train are spread over all of them but the first
-    folds = np.minimum((draws[fit] * 1000 % 1 * light.FOLDS).astype(np.int64), light.FOLDS - 1)
-    return Split(fit, np.flatnonzero(calibrate & fair), np.flatnonzero(test & fair), folds)
+    folds = np.minimum((draws * 1000 % 1 * light.FOLDS).astype(np.int64), light.FOLDS - 1)
+    if len(np.unique(folds)) < light.FOLDS:
+        folds = np.unique(draws, return_inverse=True)[1].astype(np.int64) % light.FOLDS
+    return folds
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +126,19 @@ def train(
     """Fit and calibrate. origin: the teachers and prompts that gave the targets. scratch: a folder
     that every node sees, for an encoder.
 
-    Raises DataError for too few pairs.
+    Raises DataError for too few pairs, or too few keys to keep the sides apart.
     """
     if len(targets) < section.least_pairs:
         raise DataError(
             f"distill: {len(targets):,} pairs have a whole set of annotations, and "
             f"distill.least_pairs asks for {section.least_pairs:,}; annotate more"
+        )
+    if not split.is_whole:
+        word = origin.get("apart", "pair")
+        raise DataError(
+            f"distill: the {len(targets):,} annotated pairs have {split.keys:,} different {word}s, "
+            f"and those that train, calibrate and test must have no {word} in common; annotate "
+            f"pairs of other {word}s"
         )
     model = _fitted(texts.take(split.fit), targets.take(split.fit), split.folds, section, scratch)
     raw = model.predict(texts.take(split.calibrate))

@@ -168,6 +168,50 @@ def test_no_prompt_is_on_two_sides() -> None:
     assert len(only.fit) + len(only.calibrate) + len(only.test) == len(twice)
 
 
+def test_rows_that_were_not_drawn_do_not_bring_a_tested_prompt_into_training() -> None:
+    """Of every prompt one row was drawn at random and one was chosen."""
+    keys = [f"prompt {i}" for i in range(300)] * 2
+    split = split_by(keys, SECTION, np.arange(600) < 300)
+    sides = [{keys[row] for row in part} for part in (split.fit, split.calibrate, split.test)]
+    assert not sides[0] & (sides[1] | sides[2])
+    assert sum(map(len, sides)) == 300
+
+
+def repeated(prompts: int, count: int = 120) -> tuple[Texts, Targets]:
+    """Many pairs of few prompts."""
+    texts, targets = world(count)
+    few = pa.array([f"prompt {i % prompts}" for i in range(count)])
+    return Texts(few, texts.chosen, texts.rejected), targets
+
+
+@pytest.mark.parametrize("prompts", [5, 6, 9, 14])
+def test_with_few_prompts_no_part_and_no_fold_is_empty(prompts: int) -> None:
+    texts, targets = repeated(prompts)
+    keys = texts.prompt.to_pylist()
+    for seed in range(30):
+        split = split_by(keys, DistillSection(seed=seed))
+        assert split.is_whole
+        sides = [split.calibrate, split.test, *(split.fit[split.folds == f] for f in range(3))]
+        assert sum(len({keys[row] for row in side}) for side in sides) == split.keys == prompts
+        assert sum(map(len, sides)) == len(keys)
+    train(texts, targets, split_by(keys, SECTION), SECTION, ORIGIN)
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 4])
+def test_too_few_prompts_are_refused_with_their_number(prompts: int) -> None:
+    texts, targets = repeated(prompts)
+    split = split_by(texts.prompt.to_pylist(), SECTION)
+    with pytest.raises(DataError, match=rf"120 annotated pairs have {prompts} different prompts.*"):
+        train(texts, targets, split, SECTION, ORIGIN)
+
+
+def test_of_no_pair_it_says_nothing() -> None:
+    predictor, _ = trained()
+    texts, _ = world(3)
+    found = predictor.predict(texts.slice(0, 0))
+    assert (len(found), found.shares.shape, found.notes()) == (0, (0, 6), [])
+
+
 @given(
     st.integers(0, 2**32), st.integers(12, 60), st.sampled_from([0.5, 0.8, 0.9]),
     st.floats(-0.4, 0.4),
