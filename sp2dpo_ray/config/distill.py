@@ -84,7 +84,7 @@ class MixSection(Section):
     rounds: int = Field(3, ge=1, le=20)
     """The share is asked in so many parts; after each the predictor is trained anew."""
     choice: Literal["active", "random"] = "active"
-    """How later parts are chosen: widest intervals first within each predicted category, or at
+    """How later parts are chosen: widest raw intervals first within each predicted category, or at
     random. The first part is always random: it alone calibrates the intervals."""
     first: float = Field(0.4, gt=0, le=1)
     """Part of the share that the first of several rounds asks about."""

@@ -23,9 +23,9 @@ def at_random(ids: list[str], count: int, seed: int) -> Rows:
 
 
 def widest(ids: list[str], found: Predictions, count: int) -> Rows:
-    """So many rows with the widest intervals, each predicted category in proportion to the width
-    that it holds in all; pairs whose words training has not seen come first."""
-    width = np.where(found.unknown > UNFAMILIAR, 2.0, found.width)  # no interval is as wide
+    """So many rows with the widest intervals before calibration, each predicted category in
+    proportion to the width that it holds in all; pairs whose words training has not seen first."""
+    width = np.where(found.unknown > UNFAMILIAR, 2.0, found.spread)  # no interval is as wide
     order = np.lexsort((np.array(ids), -width))
     of_category = [order[found.category[order] == code] for code in range(len(CATEGORIES))]
     weight = np.array([width[rows].sum() for rows in of_category])

@@ -49,7 +49,8 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """category: (N,) codes. low and high: the calibrated interval of the gap."""
+    """category: (N,) codes. low and high: the calibrated interval of the gap. spread: its width
+    before calibration, which tells pairs apart where that widens every interval to the whole."""
 
     category: NDArray[np.int8]
     shares: Floats
@@ -59,6 +60,7 @@ class Predictions:
     low: Floats
     high: Floats
     unknown: Floats
+    spread: Floats
 
     def __len__(self) -> int:
         return len(self.gap)
@@ -87,5 +89,5 @@ def calibrated(raw: Raw, moved_by: float) -> Predictions:
     magnitude = np.divide(gap, confidence, out=np.zeros_like(gap), where=confidence > 0)
     return Predictions(
         raw.shares.argmax(axis=1).astype(np.int8), raw.shares, magnitude, confidence, gap, low,
-        high, raw.unknown,
+        high, raw.unknown, np.clip(raw.high - raw.low, 0, 1),
     )  # fmt: skip

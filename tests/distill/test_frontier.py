@@ -9,7 +9,7 @@ from sp2dpo_ray.config.distill import DistillSection
 from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.distill.choice import at_random, widest
 from sp2dpo_ray.distill.frontier import STOP, Panel, economy, frontier, markdown
-from sp2dpo_ray.distill.predictions import Predictions
+from sp2dpo_ray.distill.predictions import Predictions, Raw, calibrated
 from sp2dpo_ray.distill.targets import Targets
 from tests.distill.test_predictor import world
 
@@ -65,7 +65,7 @@ def said(
     zeros = np.zeros(count)
     return Predictions(
         np.array(category, np.int8), np.zeros((count, 6)), zeros, zeros, zeros, zeros,
-        np.array(width), np.array(unknown or zeros),
+        np.array(width), np.array(unknown or zeros), np.array(width),
     )  # fmt: skip
 
 
@@ -84,6 +84,16 @@ def test_the_widest_come_first_within_their_category_and_the_unfamiliar_before_a
     one = {ids[row] for row in widest(ids[:4], plain, 2)}
     other = {ids[3 - row] for row in widest(ids[:4][::-1], turned, 2)}
     assert one == other == {"p1", "p3"}
+
+
+def test_the_choice_is_by_width_where_calibration_makes_every_interval_the_whole_range() -> None:
+    """Of few calibration pairs the radius is infinite, and of many it may reach both ends."""
+    ids = [f"p{i}" for i in range(4)]
+    middle, spread = np.full(4, 0.5), np.array([0.1, 0.5, 0.2, 0.4])
+    shares = np.tile(np.eye(6)[0], (4, 1))
+    raw = Raw(shares, middle, middle, middle - spread / 2, middle + spread / 2, np.zeros(4))
+    for moved_by in (0.0, 0.6, np.inf):
+        assert widest(ids, calibrated(raw, moved_by), 2).tolist() == [1, 3]
 
 
 def test_random_choice_grows_by_adding() -> None:
