@@ -26,7 +26,7 @@ from sp2dpo_ray.errors import ArtifactError
 MANIFEST = "manifest.json"
 SCHEMA_VERSIONS = {
     "prepare": 2,
-    "schedule": 3,
+    "schedule": 4,
 }  # of the stages whose files have changed since; else 1
 ROWS_AT_ONCE = 4_096  # of a row group: what a reader must hold at a time
 

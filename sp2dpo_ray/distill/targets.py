@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sp2dpo_ray.core.schedule import ensemble
-from sp2dpo_ray.core.schedule.columns import predicted, whole_pairs
+from sp2dpo_ray.core.schedule.columns import whole_pairs
 from sp2dpo_ray.core.schedule.ensemble import Floats
-from sp2dpo_ray.core.schedule.grid import Grid
+from sp2dpo_ray.core.schedule.grid import Grid, predicted
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 
 

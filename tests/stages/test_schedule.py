@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -16,13 +17,16 @@ import pytest
 import sp2dpo_ray
 from sp2dpo_ray.core.artifact import MANIFEST, Provenance, publish
 from sp2dpo_ray.core.checklist import checklist
+from sp2dpo_ray.core.derived import remapped
 from sp2dpo_ray.core.hashing import sha256_file
 from sp2dpo_ray.core.schedule.diff import diff
 from sp2dpo_ray.core.schedule.published import load_schedule
+from sp2dpo_ray.core.schedule.reading import ANNOTATION_SCHEMA
 from sp2dpo_ray.core.schedule.verify import verify
 from sp2dpo_ray.errors import ArtifactError, DataError
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages.schedule import schedule
+from tests.stages import conftest
 
 Make = Callable[..., Run]
 
@@ -82,6 +86,37 @@ def test_schedules_of_other_recipes_pass_too(annotated: Make, mapping: str) -> N
     run = annotated(mapping)
     schedule(run)
     assert len(list(verify(run.path("schedule")))) == 5
+
+
+def test_verify_and_arms_fit_what_the_schedule_was_fitted_on(
+    annotated: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A predictor's pairs have no part in weights, though the table's columns do not tell them."""
+
+    whole = conftest.made_up
+
+    def half_predicted(run: Run, seed: int) -> pa.Table:
+        rows = whole(run, seed).to_pylist()
+        pairs = itertools.groupby(rows, key=lambda row: row["prompt_id"])
+        for number, (_, calls) in enumerate(pairs):
+            if number % 2:
+                first, *others = calls
+                for row in (first, *others):
+                    row |= {name: first[name] for name in ("category", "magnitude", "confidence")}
+                    row["outcome"] = "predicted"
+        return pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA)
+
+    monkeypatch.setattr(conftest, "made_up", half_predicted)
+    run = annotated()
+    schedule(run)
+    figures = json.loads(run.path("schedule", "diagnostics.json").read_text())
+    assert 0 < figures["predicted"] < figures["pairs"]
+    assert len(list(verify(run.path("schedule")))) == 5
+    table = load_schedule(run.path("schedule"))
+    recipe = run.config.recipe
+    (estimator,) = (row for row in recipe.estimators if row.name == "weighted_teachers")
+    again = remapped(table, recipe, (("estimator", estimator.name),))
+    np.testing.assert_allclose(again.betas, table[estimator.column].to_numpy(), atol=1e-12)
 
 
 def test_verify_says_the_first_thing_that_is_wrong(annotated: Make) -> None:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from sp2dpo_ray.core.hashing import uniform_draws
 from sp2dpo_ray.core.schedule import ensemble
-from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE, PREDICTED_COLUMN
+from sp2dpo_ray.core.schedule.columns import DEFAULT_BETA, ENSEMBLE
 from sp2dpo_ray.core.schedule.ensemble import Floats
-from sp2dpo_ray.core.schedule.grid import Panel
+from sp2dpo_ray.core.schedule.grid import PREDICTED_COLUMN, Panel
 from sp2dpo_ray.core.taxonomy import Category
 
 FLIPPED, SAMPLE = "flipped", "sample"

@@ -16,13 +16,12 @@ from sp2dpo_ray.core.hashing import uniform_draws
 from sp2dpo_ray.core.schedule import ensemble
 from sp2dpo_ray.core.schedule.ensemble import Floats
 from sp2dpo_ray.core.schedule.estimators import Signals, estimate
-from sp2dpo_ray.core.schedule.grid import OUTCOMES, Grid, Panel
+from sp2dpo_ray.core.schedule.grid import OUTCOMES, PREDICTED_COLUMN, Grid, Panel, predicted
 from sp2dpo_ray.core.schedule.recipe import Fitted
 from sp2dpo_ray.core.taxonomy import CATEGORIES, Codes, majority_vote
 
 RANDOM_SEED = 42
 ENSEMBLE = "ens"
-PREDICTED_COLUMN = "predicted"
 DEFAULT_BETA = f"beta_annotators_mean_{ENSEMBLE}"  # Eq. 18
 EXCLUDED_SCHEMA = pa.schema([("prompt_id", pa.string()), ("reason", pa.string())])
 
@@ -51,11 +50,6 @@ def settled(grid: Grid) -> NDArray[np.bool_]:
     """Whether each call is an annotation, or was left out on purpose; (N, J, K)."""
     # a call that economy mode skipped is missing by intention: its columns are empty
     return np.asarray(_valid(grid) | (grid.outcome == OUTCOMES.index(Outcome.SKIPPED)))
-
-
-def predicted(grid: Grid) -> NDArray[np.bool_]:
-    """Whether each pair was told by a predictor in the teachers' place; (N,)."""
-    return np.asarray((grid.outcome == OUTCOMES.index(Outcome.PREDICTED)).any(axis=(1, 2)))
 
 
 def _valid(grid: Grid) -> NDArray[np.bool_]:

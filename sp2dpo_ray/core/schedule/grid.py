@@ -18,6 +18,7 @@ from sp2dpo_ray.core.taxonomy import CATEGORIES, Codes
 from sp2dpo_ray.errors import ArtifactError
 
 OUTCOMES = tuple(Outcome)
+PREDICTED_COLUMN = "predicted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,14 @@ class Grid:
         )  # fmt: skip
 
 
+def predicted(grid: Grid) -> NDArray[np.bool_]:
+    """Whether each pair was told by a predictor in the teachers' place; (N,)."""
+    return np.asarray((grid.outcome == OUTCOMES.index(Outcome.PREDICTED)).any(axis=(1, 2)))
+
+
 def grid_of(table: pa.Table, panel: Panel, where: str) -> Grid:
-    """The calls as a schedule's own columns hold them; where: what errors call the table."""
+    """The calls as a schedule's own columns hold them; where: what errors call the table. Pairs
+    are marked as predicted where the diagnostics' column of that name stands beside."""
     shape = (table.num_rows, len(panel.teachers), len(panel.variants))
     category = np.full(shape, -1, np.int8)
     magnitude, confidence = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -96,5 +103,8 @@ def grid_of(table: pa.Table, panel: Panel, where: str) -> Grid:
         confidence[:, j, k] = table[f"confidence_{tail}"].to_numpy()
     ok, skipped = (OUTCOMES.index(name) for name in (Outcome.OK, Outcome.SKIPPED))
     outcome = np.where(category >= 0, ok, skipped).astype(np.int8)
+    if PREDICTED_COLUMN in table.column_names:
+        told = table[PREDICTED_COLUMN].to_numpy()
+        outcome[told] = OUTCOMES.index(Outcome.PREDICTED)
     ids = table["prompt_id"].combine_chunks()
     return Grid(ids, category, magnitude, confidence, outcome, np.full(shape, -1, np.int16))

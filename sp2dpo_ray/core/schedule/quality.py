@@ -25,12 +25,11 @@ from sp2dpo_ray.core.schedule.columns import (
     DEFAULT_BETA,
     ENSEMBLE,
     faults,
-    predicted,
     settled,
     whole_pairs,
 )
 from sp2dpo_ray.core.schedule.ensemble import Floats
-from sp2dpo_ray.core.schedule.grid import OUTCOMES, Grid, Panel
+from sp2dpo_ray.core.schedule.grid import OUTCOMES, PREDICTED_COLUMN, Grid, Panel, predicted
 from sp2dpo_ray.core.schedule.reading import Annotations
 from sp2dpo_ray.core.schedule.recipe import Fitted
 from sp2dpo_ray.core.taxonomy import CATEGORIES
@@ -132,9 +131,11 @@ def _by_category(beta: Floats, diagnostics: pa.Table) -> Json:
 
 
 def _by_disagreement(beta: Floats, diagnostics: pa.Table) -> Json:
-    """Beta in the quarters of the teachers' standard deviation (Eq. 37)."""
-    order = np.argsort(diagnostics["teacher_std"].to_numpy(), kind="stable")
-    parts = np.array_split(order, len(QUARTERS))
+    """Beta in the quarters of the teachers' standard deviation (Eq. 37), of pairs that they were
+    asked about: a predictor's one number is never disputed."""
+    asked = np.flatnonzero(~diagnostics[PREDICTED_COLUMN].to_numpy())
+    order = np.argsort(diagnostics["teacher_std"].to_numpy()[asked], kind="stable")
+    parts = np.array_split(asked[order], len(QUARTERS))
     return {
         name: _spread(beta[rows]) for name, rows in zip(QUARTERS, parts, strict=True) if len(rows)
     }

@@ -15,7 +15,7 @@ import numpy as np
 from sp2dpo_ray.core.schedule import ensemble
 from sp2dpo_ray.core.schedule.ensemble import Floats
 from sp2dpo_ray.core.schedule.estimators import PRESETS, Estimator, Fit, fitted
-from sp2dpo_ray.core.schedule.grid import Grid, Panel
+from sp2dpo_ray.core.schedule.grid import Grid, Panel, predicted
 from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.core.schedule.reliability import fit_reliability
 from sp2dpo_ray.errors import ArtifactError
@@ -63,11 +63,15 @@ class Recipe:
             raise ArtifactError(f"the manifest's settings are no recipe: {error!r}") from error
 
     def fitted(self, grid: Grid) -> Fitted:
-        """The recipe with everything that depends on all training pairs; whole pairs only."""
+        """The recipe with everything that depends on all training pairs; whole pairs only.
+
+        Weights and offsets are of the teachers: pairs that a predictor told have no part in them.
+        A map's knots are of the gaps that it will see, and so of all pairs.
+        """
         gaps = [ensemble.median_over_prompts(gap) for gap in gap_chunks(grid)]
         every = np.concatenate(gaps) if gaps else np.zeros((0, len(self.panel.teachers)))
         fit = fit_reliability(
-            gap_chunks(grid), self.panel.teachers, self.panel.variants,
+            gap_chunks(grid, asked=True), self.panel.teachers, self.panel.variants,
             alpha=self.alpha, gamma=self.gamma, ridge=self.ridge,
         )  # fmt: skip
         return Fitted(
@@ -110,10 +114,13 @@ class Fitted:
         }
 
 
-def gap_chunks(grid: Grid) -> Iterator[Floats]:
-    """Effective gaps (N, J, K), a piece of the pairs at a time."""
+def gap_chunks(grid: Grid, *, asked: bool = False) -> Iterator[Floats]:
+    """Effective gaps (N, J, K), a piece of the pairs at a time; asked: of those alone that teachers
+    were asked about."""
     for start in range(0, len(grid), PAIRS_AT_ONCE):
         part = grid.take(start, min(start + PAIRS_AT_ONCE, len(grid)))
+        if asked:
+            part = part.where(~predicted(part))
         yield ensemble.effective_gap(part.magnitude, part.confidence)
 
 

@@ -16,7 +16,8 @@ from statistics import NormalDist
 from typing import Any
 
 from sp2dpo_ray.core.schedule.audit import OF_CATEGORY, SAMPLE, UNSURE
-from sp2dpo_ray.core.schedule.columns import ENSEMBLE, PREDICTED_COLUMN
+from sp2dpo_ray.core.schedule.columns import ENSEMBLE
+from sp2dpo_ray.core.schedule.grid import PREDICTED_COLUMN
 from sp2dpo_ray.core.taxonomy import parse_category
 from sp2dpo_ray.errors import DataError
 

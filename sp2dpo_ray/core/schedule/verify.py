@@ -18,10 +18,17 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from sp2dpo_ray.core.artifact import MANIFEST, Manifest, manifests_in, open_artifact
-from sp2dpo_ray.core.files import EVAL, EXCLUDED, QUALITY, SCHEDULE, SCHEDULE_CSV, TRAIN
+from sp2dpo_ray.core.files import (
+    DIAGNOSTICS,
+    EVAL,
+    EXCLUDED,
+    QUALITY,
+    SCHEDULE,
+    SCHEDULE_CSV,
+    TRAIN,
+)
 from sp2dpo_ray.core.schedule.build import pieces_of
-from sp2dpo_ray.core.schedule.columns import PREDICTED_COLUMN
-from sp2dpo_ray.core.schedule.grid import Grid, Panel, grid_of
+from sp2dpo_ray.core.schedule.grid import PREDICTED_COLUMN, Grid, Panel, grid_of
 from sp2dpo_ray.core.schedule.published import STAGE, TABLES
 from sp2dpo_ray.core.schedule.quality import rounded
 from sp2dpo_ray.core.schedule.recipe import Fitted, Recipe
@@ -84,7 +91,14 @@ def verify_schedule(folder: Path, manifest: Manifest) -> Iterator[str]:
             _apart(folder, ids)
     yield "  columns and their types are those of the recipe; ids are sorted and differ"
 
-    grid = grid_of(pq.read_table(folder / SCHEDULE), panel, str(folder / SCHEDULE))
+    marks = pq.read_table(folder / DIAGNOSTICS, columns=[PREDICTED_COLUMN])
+    table = pq.read_table(folder / SCHEDULE)
+    if marks.num_rows != table.num_rows:
+        raise ArtifactError(
+            f"{folder / DIAGNOSTICS}: {marks.num_rows} rows, {SCHEDULE} has {table.num_rows}"
+        )
+    table = table.append_column(PREDICTED_COLUMN, marks[PREDICTED_COLUMN])
+    grid = grid_of(table, panel, str(folder / SCHEDULE))
     _in_range(folder / SCHEDULE, grid, panel)
     beside = folder / TABLES[EVAL][0]
     held_out = grid_of(pq.read_table(beside), panel, str(beside))

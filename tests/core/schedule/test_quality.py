@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from sp2dpo_ray.core.schedule.agreement import (
     spearman,
     votes_by_category,
 )
+from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.core.schedule.recipe import Recipe
 from tests.core.schedule.test_columns import PANEL, annotations
 from tests.core.schedule.test_reading import build
@@ -91,6 +94,33 @@ def test_the_figures_are_those_of_the_tables() -> None:
     assert found["agreement"]["teachers"]["spearman"]["qwen ~ openai"] == pytest.approx(
         spearman(gaps[0], gaps[1]), abs=1e-9
     )
+
+
+def with_predicted(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The same, and pairs that a predictor told: one number in every call."""
+    draw = np.random.default_rng(7)
+    more = annotations(count, seed=9)
+    for start in range(0, len(more), 9):
+        told = {"magnitude": float(draw.random()), "confidence": float(draw.random())}
+        for row in more[start : start + 9]:
+            row |= told | {"prompt_id": f"told-{row['prompt_id']}", "outcome": "predicted",
+                           "category": "Style"}  # fmt: skip
+    return rows + more
+
+
+def test_what_a_predictor_told_says_nothing_of_the_teachers() -> None:
+    rows = annotations(200, seed=3)
+    plain, mixed = build(rows).quality, build(with_predicted(rows, 300)).quality
+    assert (mixed["pairs"], mixed["predicted"]) == (500, 300)
+    assert mixed["fit"] == plain["fit"]
+    assert mixed["by_disagreement"] == plain["by_disagreement"]
+
+
+def test_a_map_of_quantiles_has_its_knots_from_all_pairs() -> None:
+    rows, recipe = annotations(50, seed=3), Recipe(PANEL, BetaMap(shape="quantile", quantiles=4))
+    plain, mixed = (build(each, recipe).quality for each in (rows, with_predicted(rows, 80)))
+    assert mixed["fit"]["teacher_weights"] == plain["fit"]["teacher_weights"]
+    assert mixed["fit"]["knots"] != plain["fit"]["knots"]
 
 
 def test_drift_is_told_by_served_model() -> None:
