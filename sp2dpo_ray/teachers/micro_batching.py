@@ -1,7 +1,7 @@
 """Calls that wait together, worked on together: for teachers that are a model of our own.
 
-In: one call at a time. Out: one reply at a time. Invariant: a call is in one batch, and every
-failure of a batch reaches each of its calls.
+In: one call at a time. Out: one reply at a time. Invariant: a call is in one batch at most,
+and in none once nobody waits for it; every failure of a batch reaches each of its calls.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ class MicroBatcher:
     async def _answer_all(self) -> None:
         await asyncio.sleep(0)  # the others of this turn
         while self._waiting:  # calls come in while a batch is worked on
+            # whoever gave up meanwhile, past a deadline or cancelled, needs no answer
+            self._waiting = [row for row in self._waiting if not row[1].done()]
             batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            if not batch:
+                break
             try:
                 replies = await asyncio.to_thread(self._work, [call for call, _ in batch])
             except Exception as error:
