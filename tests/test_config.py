@@ -252,6 +252,12 @@ def test_lambda_names_the_process_and_not_its_place(minimal: str) -> None:
     assert same.lambda_id == config.lambda_id
     for change in ("mapping.beta_max=0.2", "train.seed=1", "teachers.0.options.persona=strict"):
         assert load_config(minimal, (change,)).lambda_id != config.lambda_id
+    # a predictor decides betas where it speaks for a share of the pairs, and only there
+    mix = "annotate.mix={share: 0.5}"
+    for change, decides in (("distill.seed=1", True), ("distill.frontier=[0.5]", False)):
+        assert load_config(minimal, (change,)).lambda_id == config.lambda_id
+        alone, both = (load_config(minimal, flags).lambda_id for flags in ((mix,), (mix, change)))
+        assert (alone != both) == decides
     reordered = yaml.safe_dump(dict(reversed(list(config.resolved.items()))))
     Path(minimal).write_text(reordered)
     assert load_config(minimal).lambda_id == config.lambda_id

@@ -255,4 +255,7 @@ class Config(Section):
     @property
     def lambda_id(self) -> str:
         """SHA-256 of the process: all but where it lies, where it runs, and what is read off it."""
-        return sha256_hex({k: v for k, v in self.resolved.items() if k not in NOT_THE_PROCESS})
+        process = {k: v for k, v in self.resolved.items() if k not in NOT_THE_PROCESS}
+        if self.annotate.mix is not None:  # then a predictor decides betas
+            process["distill"] = self.distill.of_predictor
+        return sha256_hex(process)

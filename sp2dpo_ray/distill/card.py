@@ -33,7 +33,7 @@ calibrated on {pairs["calibrate"]:,} others, tested on {pairs["test"]:,} more; {
             f"- teacher `{name}`: {provider}, {model}"
             for name, provider, model, *_ in record["teachers"]
         )
-        + f"\n- prompts SHA-256 {record['prompts'][:16]}..., lambda {record['lambda_id'][:16]}...",
+        + f"\n- prompts SHA-256 {record['prompts'][:16]}...",
         "## On the test pairs\n\n"
         + (_worth(record, figures) if figures["pairs"] else "There are none."),
     ]

@@ -97,7 +97,7 @@ def _learned(panel: Panel, section: DistillSection, asked: Rows, share: float) -
     ids = panel.ids
     keys = [ids[row] for row in asked]
     split = split_by(keys, section, fair)
-    origin = {"teachers": [], "prompts": "", "lambda_id": "", "categories": [], "apart": "pair"}
+    origin = {"teachers": [], "prompts": "", "categories": [], "apart": "pair"}
     return train(panel.texts.take(asked), panel.targets.take(asked), split, section, origin)
 
 

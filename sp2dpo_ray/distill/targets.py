@@ -6,6 +6,8 @@ answered; nothing that was predicted is learned from.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,14 @@ class Targets:
 
     def __len__(self) -> int:
         return len(self.gap)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of ids and values."""
+        found = hashlib.sha256(json.dumps(self.ids.to_pylist()).encode())
+        for values in (self.gap, self.confidence, self.turned_gap, self.categories):
+            found.update(np.ascontiguousarray(values, "<f8").tobytes())
+        return found.hexdigest()
 
     def take(self, rows: NDArray[Any]) -> Targets:
         return Targets(

@@ -32,22 +32,25 @@ from sp2dpo_ray.core.files import (
     PREDICTOR_FIGURES,
     TRAIN,
 )
+from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.core.schedule.ensemble import effective_gap
 from sp2dpo_ray.core.schedule.grid import Grid
 from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.core.schedule.reading import batches_of, read_grids
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.card import card, is_useless
+from sp2dpo_ray.distill.features import FEATURES_VERSION
 from sp2dpo_ray.distill.figures import figures_of, skill
 from sp2dpo_ray.distill.frontier import Panel, frontier, markdown
 from sp2dpo_ray.distill.predictions import Predictions
-from sp2dpo_ray.distill.predictor import split_by, train
+from sp2dpo_ray.distill.predictor import VERSION, split_by, train
 from sp2dpo_ray.distill.targets import Targets, targets_of, told_by_teachers
 from sp2dpo_ray.distill.texts import Texts, texts_of
-from sp2dpo_ray.errors import DataError
+from sp2dpo_ray.errors import ConfigError, DataError
 from sp2dpo_ray.report.costs import annotator_costs
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages import ray_session
+from sp2dpo_ray.stages.mix_rounds import first_round
 from sp2dpo_ray.stages.panel import panel_of
 
 PROMPT, PAIR = "prompt", "pair"
@@ -56,9 +59,13 @@ PROMPT, PAIR = "prompt", "pair"
 def distill(run: Run) -> Summary:
     """Train, calibrate, test, publish."""
     section, mapping = run.config.distill, run.config.mapping
+    refuse_predictors(run)
+    drawn = first_round(run)
     settings = {
         "distill": section.model_dump(mode="json"),
         "envelope": [mapping.beta_min, mapping.beta_max],
+        "versions": [VERSION, FEATURES_VERSION],
+        "drawn": drawn and sha256_hex(drawn),
     }
     inputs = {"prepare": run.path("pairs"), "annotate": run.path("annotations")}
     provenance = run.provenance("distill", settings, inputs)
@@ -67,7 +74,8 @@ def distill(run: Run) -> Summary:
         start = time.perf_counter()
         targets = answered(run)
         texts = texts_by_id(run, targets.ids)
-        split = split_by(texts.prompt.to_pylist(), section)
+        fair = None if drawn is None else np.isin(targets.ids.to_pylist(), drawn)
+        split = split_by(texts.prompt.to_pylist(), section, fair)
         with training(run) as scratch:
             predictor = train(
                 texts, targets, split, section, origin_of(run, targets, PROMPT), scratch
@@ -93,6 +101,15 @@ def distill(run: Run) -> Summary:
         say(f"distill: {len(targets):,} pairs in {time.perf_counter() - start:.1f} s")
 
     return run.publish_once(run.path("predictor"), provenance, make)
+
+
+def refuse_predictors(run: Run) -> None:
+    """A predictor's answers are what others said; one that learned from them would repeat it."""
+    if names := [teacher.name for teacher in run.config.teachers if teacher.is_predictor]:
+        raise ConfigError(
+            f"teachers: {names} are predictors, and nothing is learned from what a predictor says; "
+            "distill and annotate.mix want a panel of teachers alone"
+        )
 
 
 @contextmanager
@@ -162,7 +179,6 @@ def origin_of(run: Run, targets: Targets, apart: str) -> dict[str, Any]:
         "variants": list(run.config.panel.variants),
         "redact": settings["redact"],
         "apart": apart,
-        "lambda_id": run.config.lambda_id,
         "categories": [str(CATEGORIES[code]) for code in seen],
     }
 

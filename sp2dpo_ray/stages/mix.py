@@ -21,25 +21,32 @@ from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.table import Predict, write_annotations
 from sp2dpo_ray.config.distill import MixSection
 from sp2dpo_ray.console import say
-from sp2dpo_ray.core.artifact import Draft, write_atomically
+from sp2dpo_ray.core.artifact import Draft
 from sp2dpo_ray.core.files import ANNOTATIONS, CARD, PREDICTOR_FIGURES, TRAIN
-from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.schedule.reading import batches_of, read_grids
 from sp2dpo_ray.core.taxonomy import CATEGORIES
-from sp2dpo_ray.distill.card import card
+from sp2dpo_ray.distill.card import card, is_useless
 from sp2dpo_ray.distill.choice import at_random, widest
+from sp2dpo_ray.distill.features import FEATURES_VERSION
 from sp2dpo_ray.distill.figures import figures_of
-from sp2dpo_ray.distill.predictor import Predictor, load_predictor, split_by, train
+from sp2dpo_ray.distill.predictor import VERSION, Predictor, load_predictor, split_by, train
 from sp2dpo_ray.distill.targets import Targets, targets_of
 from sp2dpo_ray.distill.texts import texts_of_pairs
-from sp2dpo_ray.errors import DataError
+from sp2dpo_ray.errors import DataError, Stopped
 from sp2dpo_ray.run import Run
-from sp2dpo_ray.stages.distill import PAIR, origin_of, texts_by_id, training
+from sp2dpo_ray.stages.distill import PAIR, origin_of, refuse_predictors, texts_by_id, training
+from sp2dpo_ray.stages.mix_rounds import (
+    FOLDER,
+    ROUNDS,
+    STATE,
+    keep_rounds,
+    key_of,
+    rounds_on_disk,
+    share_of,
+)
 from sp2dpo_ray.stages.panel import PanelWork
 
-ROUNDS = "rounds.json"
-FOLDER = "mix"
 Ask = Callable[[PanelWork], None]
 
 
@@ -55,39 +62,56 @@ def mixed(run: Run, panel: PanelWork, ask: Ask) -> Mixed:
     """Ask about a share of the training pairs, round by round, and learn from the answers."""
     mix = run.config.annotate.mix
     assert mix is not None
+    refuse_predictors(run)
     ids = pq.read_table(run.pairs_file(TRAIN), columns=["prompt_id"])["prompt_id"].to_pylist()
-    state = run.path(f".{FOLDER}", f"{_key(run, panel, ids)[:16]}.json")
-    rounds: list[list[str]] = json.loads(state.read_text("utf-8")) if state.exists() else []
+    rounds = rounds_on_disk(run, panel, ids)
     asked: set[str] = set()
     for number in range(mix.rounds):
         if number == len(rounds):
             rounds.append(_choose(run, panel, ids, rounds, mix))
-            state.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(state, json.dumps(rounds))
+            keep_rounds(run, panel, ids, rounds)
         asked |= set(rounds[number])
         say(
             f"annotate: round {number + 1} of {mix.rounds}: {len(rounds[number]):,} pairs, "
             f"{len(asked):,} of {len(ids):,} in all"
         )
-        ask(panel.only(asked, ids))
+        try:
+            ask(panel.only(asked, ids))
+        except Stopped as error:
+            raise _with_what_is_there(error, run, panel, ids, rounds) from None
     predictor = _publish(run, panel, ids, rounds)
     return Mixed(panel.only(asked, ids), _speaker(predictor, asked))
 
 
-def _key(run: Run, panel: PanelWork, ids: list[str]) -> str:
-    config = run.config
-    assert config.annotate.mix is not None
-    return sha256_hex(
-        [panel.settings, config.annotate.mix.model_dump(mode="json"),
-         config.distill.of_predictor, ids]
-    )  # fmt: skip
+def _with_what_is_there(
+    error: Stopped, run: Run, panel: PanelWork, ids: list[str], rounds: list[list[str]]
+) -> Stopped:
+    """Where the money ended the asking: how far it came, and with which share it has sufficed."""
+    mix = run.config.annotate.mix
+    assert mix is not None
+    if type(error) is not Stopped or run.config.budget.usd is None:
+        return error
+    asked = {name for part in rounds for name in part}
+    text = (
+        f"{error}\nannotate.mix: {len(_answered(run, panel.only(asked, ids))):,} of the "
+        f"{share_of(mix, ids):,} pairs that its rounds ask about are answered"
+    )
+    # a smaller share draws from the same order, and so the pairs of the rounds that are whole
+    whole = rounds[:-1] if mix.choice == "random" else rounds[:-1][:1]
+    if count := sum(map(len, whole)):
+        text += (
+            f". The money that is spent has sufficed for {count:,}: --set annotate.mix.share="
+            f"{count / len(ids):.8g} --set annotate.mix.rounds=1 asks about no others, and the "
+            "predictor speaks for the rest"
+        )
+    return Stopped(text)
 
 
 def _choose(
     run: Run, panel: PanelWork, ids: list[str], rounds: list[list[str]], mix: MixSection
 ) -> list[str]:
     """The pairs of the next round."""
-    whole = max(1, round(mix.share * len(ids)))
+    whole = share_of(mix, ids)
     first = max(1, round(mix.first * whole)) if mix.rounds > 1 else whole
     if not rounds:
         if first < run.config.distill.least_pairs:
@@ -102,18 +126,16 @@ def _choose(
     rest = [name for name in ids if name not in done]
     if mix.choice == "random":
         return [rest[row] for row in at_random(rest, count, mix.seed)]
-    predictor, _ = _learned(run, panel, ids, rounds)
+    predictor, _ = _learned(run, _answered(run, panel.only(done, ids)), rounds)
     found = predictor.predict(texts_by_id(run, pa.array(rest)))
     return [rest[row] for row in widest(rest, found, count)]
 
 
 def _learned(
-    run: Run, panel: PanelWork, ids: list[str], rounds: list[list[str]]
+    run: Run, targets: Targets, rounds: list[list[str]]
 ) -> tuple[Predictor, dict[str, Any]]:
     """The predictor of all rounds; the first, which is fair, calibrates and tests it."""
     section, mapping = run.config.distill, run.config.mapping
-    asked = {name for part in rounds for name in part}
-    targets = _answered(run, panel.only(asked, ids))
     texts = texts_by_id(run, targets.ids)
     fair = np.isin(np.array(targets.ids.to_pylist()), np.array(rounds[0]))
     split = split_by(targets.ids.to_pylist(), section, fair)
@@ -126,7 +148,7 @@ def _learned(
 
 def _answered(run: Run, panel: PanelWork) -> Targets:
     """What the journal holds of these pairs."""
-    scratch = run.path(f".{FOLDER}", ANNOTATIONS)
+    scratch = run.path(STATE, ANNOTATIONS)
     scratch.parent.mkdir(parents=True, exist_ok=True)
     answers = Answers(Journal(panel.spec.place).new_entries())
     try:
@@ -144,15 +166,24 @@ def _answered(run: Run, panel: PanelWork) -> Targets:
 
 def _publish(run: Run, panel: PanelWork, ids: list[str], rounds: list[list[str]]) -> Predictor:
     folder = run.path(FOLDER)
-    provenance = run.provenance("distill", _key(run, panel, ids), {"prepare": run.path("pairs")})
+    asked = {name for part in rounds for name in part}
+    targets = _answered(run, panel.only(asked, ids))
+    # asked again, refused once more or read by other rules, the same pairs teach something else
+    settings = [key_of(run, panel, ids), targets.digest, VERSION, FEATURES_VERSION]
+    provenance = run.provenance("distill", settings, {"prepare": run.path("pairs")})
 
     def make(draft: Draft) -> None:
-        predictor, figures = _learned(run, panel, ids, rounds)
+        predictor, figures = _learned(run, targets, rounds)
         predictor.save(draft.path)
         (draft.path / CARD).write_text(card(predictor.record, figures), encoding="utf-8")
         for name, value in ((PREDICTOR_FIGURES, figures), (ROUNDS, rounds)):
             (draft.path / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         draft.summary |= {"rounds": [len(part) for part in rounds], "mae": figures.get("mae")}
+        if is_useless(figures):
+            say(
+                "annotate.mix: the predictor's error is that of a constant, and it speaks for all "
+                "other pairs; see mix/card.md before you use them, or raise annotate.mix.share"
+            )
 
     run.publish_once(folder, provenance, make)
     return load_predictor(folder)

@@ -13,8 +13,8 @@ from sp2dpo_ray.annotate.estimate import estimate_costs, total
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.core.files import TRAIN
-from sp2dpo_ray.distill.choice import at_random
 from sp2dpo_ray.run import Run, Summary
+from sp2dpo_ray.stages.mix_rounds import to_be_asked
 from sp2dpo_ray.stages.panel import panel_of
 
 
@@ -22,10 +22,9 @@ def plan(run: Run) -> Summary:
     """Calls, tokens, money and hours that are missing, less what is on record."""
     panel = panel_of(run)
     run.provenance("plan", panel.settings, {"prepare": run.path("pairs")})  # the pairs are whole
-    if mix := run.config.annotate.mix:  # which pairs will be asked is not known; as many at random
+    if run.config.annotate.mix is not None:
         ids = pq.read_table(run.pairs_file(TRAIN), columns=["prompt_id"])["prompt_id"].to_pylist()
-        rows = at_random(ids, round(mix.share * len(ids)), mix.seed)
-        panel = panel.only({ids[row] for row in rows}, ids)
+        panel = panel.only(to_be_asked(run, panel, ids), ids)
     panel = panel.without_twins()
     record = read_record(Journal(panel.spec.place).new_entries())
     outlooks = estimate_costs(list(panel.files.values()), panel.spec, record)
