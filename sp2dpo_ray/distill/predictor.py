@@ -17,18 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sp2dpo_ray.config.distill import DistillSection
-from sp2dpo_ray.core.artifact import open_artifact
 from sp2dpo_ray.core.hashing import uniform_draws
 from sp2dpo_ray.distill import light
 from sp2dpo_ray.distill.conformal import radius
 from sp2dpo_ray.distill.features import FEATURES_VERSION, features_of
 from sp2dpo_ray.distill.predictions import SERVED_BY_PREDICTOR, Predictions, Raw, calibrated
+from sp2dpo_ray.distill.record import RECORD, read_predictor
 from sp2dpo_ray.distill.targets import Targets
 from sp2dpo_ray.distill.texts import Texts
 from sp2dpo_ray.errors import ArtifactError, DataError
 
 VERSION = 1
-RECORD = "predictor.json"
 
 
 class Model(Protocol):
@@ -183,10 +182,7 @@ def load_predictor(folder: Path) -> Predictor:
 
     Raises ArtifactError for one that is missing, altered, or of another version.
     """
-    manifest = open_artifact(folder)
-    if manifest.stage != "distill":
-        raise ArtifactError(f"{folder}: holds what {manifest.stage} made, no predictor")
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    manifest, record = read_predictor(folder)
     for name, ours in (("version", VERSION), ("features", FEATURES_VERSION)):
         if record[name] != ours:
             raise ArtifactError(

@@ -7,13 +7,13 @@ depends on the pair and the predictor's files alone.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import CATEGORY_KEY, CONFIDENCE_KEY, MAGNITUDE_KEY, Outcome
 from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.predictor import load_predictor
+from sp2dpo_ray.distill.record import folder_of
 from sp2dpo_ray.distill.texts import texts_of_pairs
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.teachers.base import Reply
@@ -29,7 +29,7 @@ class PredictorTeacher:
     def __init__(self, teacher: TeacherSection, decoding: DecodingSection) -> None:
         if teacher.options:
             raise ConfigError(f"teachers: {teacher.name}: a predictor takes no options")
-        self._predictor = load_predictor(Path(teacher.model))
+        self._predictor = load_predictor(folder_of(teacher))
         self._batcher = MicroBatcher(self._answer, MOST_AT_ONCE)
 
     async def ask(self, call: Call) -> Reply:

@@ -30,6 +30,7 @@ from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.artifact import Draft
 from sp2dpo_ray.core.files import ANNOTATIONS, TRAIN
 from sp2dpo_ray.distill.predictions import SERVED_BY_PREDICTOR, UNFAMILIAR_NOTE
+from sp2dpo_ray.distill.record import check_predictors
 from sp2dpo_ray.errors import DataError
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages import missing
@@ -44,6 +45,8 @@ def annotate(run: Run) -> Summary:
     panel = panel_of(run)
     mix = run.config.annotate.mix
     settings = panel.settings
+    for line in check_predictors(run.config):
+        say(line)
     if mix is not None:
         settings |= {
             "mix": mix.model_dump(mode="json"),

@@ -69,7 +69,7 @@ def identity(teacher: TeacherSection, decoding: DecodingSection) -> TeacherIdent
     """What of the configuration decides this teacher's answers, and so its call keys."""
     settings, model = decoding.of_answers | {"options": teacher.options}, teacher.model
     if teacher.is_predictor:  # it decodes nothing, and is what its files are, wherever they lie
-        settings, model = {}, _digest(Path(teacher.model))
+        settings, model = {}, _digest(Path(teacher.model).expanduser().resolve())
     script = teacher.options.get("script")
     if teacher.provider == "scripted" and script is not None:  # as is a file of answers
         settings |= {"options": teacher.options | {"script": _hash_of(teacher, Path(script))}}

@@ -13,23 +13,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sp2dpo_ray.config import Config, DecodingSection
 from sp2dpo_ray.config.distill import DistillSection
 from sp2dpo_ray.core.artifact import Provenance, publish
+from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.card import card
 from sp2dpo_ray.distill.conformal import covered, intervals, radius
 from sp2dpo_ray.distill.features import features_of
 from sp2dpo_ray.distill.figures import figures_of, skill
 from sp2dpo_ray.distill.predictions import Raw, calibrated
-from sp2dpo_ray.distill.predictor import RECORD, Predictor, load_predictor, split_by, train
+from sp2dpo_ray.distill.predictor import Predictor, load_predictor, split_by, train
+from sp2dpo_ray.distill.record import RECORD, check_predictors
 from sp2dpo_ray.distill.targets import Targets
+from sp2dpo_ray.distill.teacher import PredictorTeacher
 from sp2dpo_ray.distill.texts import Texts
-from sp2dpo_ray.errors import ArtifactError, DataError
+from sp2dpo_ray.errors import ArtifactError, ConfigError, DataError
+from sp2dpo_ray.teachers.base import identity
 
 SECTION = DistillSection()
 ORIGIN = {
     "teachers": [["alba", "offline", "rules", {}]], "prompts": "0" * 64, "variants": ["v1"],
-    "apart": "prompt", "redact": False, "lambda_id": "1" * 64, "categories": [str(CATEGORIES[0])],
+    "apart": "prompt", "redact": False, "categories": [str(CATEGORIES[0])],
 }  # fmt: skip
 GOOD, BAD = ["clear", "exact", "careful", "complete"], ["vague", "wrong", "lazy", "rude"]
 
@@ -203,6 +208,36 @@ def test_too_few_prompts_are_refused_with_their_number(prompts: int) -> None:
     split = split_by(texts.prompt.to_pylist(), SECTION)
     with pytest.raises(DataError, match=rf"120 annotated pairs have {prompts} different prompts.*"):
         train(texts, targets, split, SECTION, ORIGIN)
+
+
+def panel_with(folder: str, *more: dict[str, Any], redact: bool = False) -> Config:
+    own = {"name": "own", "provider": "predictor", "model": folder}
+    return Config.model_validate(
+        {"data": {"source": "x"}, "teachers": [own, *more], "prompts": {"variants": ["v2"]},
+         "annotate": {"redact": redact}}
+    )  # fmt: skip
+
+
+def test_a_panel_is_told_what_its_predictor_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, _ = trained()
+    prompts = {"prompts": load_prompts(("v1",)).digest}
+    same = Predictor(predictor.model, 0.0, predictor.record | prompts)
+    published(same, tmp_path / "same")
+    published(predictor, tmp_path / "other")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check_predictors(panel_with("~/same")) == []
+    alba = {"name": "alba", "provider": "offline", "model": "rules"}
+    (line,) = check_predictors(panel_with("~/same", alba))
+    assert "own repeats what it learned from ['alba']" in line
+    (line,) = check_predictors(panel_with("~/other"))
+    assert "own learned from answers to other prompts" in line
+    with pytest.raises(ConfigError, match=r"annotate.redact: false, and this run has true"):
+        check_predictors(panel_with("~/same", redact=True))
+    (section,) = panel_with("~/same").teachers
+    assert identity(section, DecodingSection()).model == load_predictor(tmp_path / "same").digest
+    PredictorTeacher(section, DecodingSection())
 
 
 def test_of_no_pair_it_says_nothing() -> None:
