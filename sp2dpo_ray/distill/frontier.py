@@ -63,19 +63,31 @@ def frontier(
 ) -> list[Point]:
     """Points for every share at which a predictor can be trained; the whole panel's last."""
     made, error_of_economy = economy(panel.gaps, beta_of)
+    true = beta_of(np.median(panel.gaps, axis=2)).mean(axis=1)
     found = []
     for share in shares:
-        if round(FIRST * share * len(panel.targets)) < section.least_pairs:
-            continue
+        if _first_count(panel, share) < section.least_pairs:
+            continue  # `left_out` tells it
         for choice in CHOICES:
             asked = _asked(panel, section, share, choice)
             predictor = _learned(panel, section, asked, share)
             rest = np.setdiff1d(np.arange(len(panel.targets)), asked)
             told = predictor.predict(panel.texts.take(rest)).gap
-            wrong = np.abs(beta_of(told) - beta_of(panel.targets.gap[rest])).sum()
+            wrong = np.abs(beta_of(told) - true[rest]).sum()
             found += _points(panel, asked, wrong, made, error_of_economy, share, choice)
     everyone = np.arange(len(panel.targets))
     return found + _points(panel, everyone, 0.0, made, error_of_economy, 1.0, "all")
+
+
+def left_out(panel: Panel, section: DistillSection, shares: Sequence[float]) -> list[str]:
+    """A line for each share of which nothing can be learned."""
+    counts = {share: _first_count(panel, share) for share in shares}
+    return [
+        f"{share:.0%} is left out: its first round would be {count:,} of {len(panel.targets):,} "
+        f"pairs, and distill.least_pairs asks for {section.least_pairs:,}."
+        for share, count in counts.items()
+        if count < section.least_pairs
+    ]
 
 
 def _points(
@@ -102,7 +114,11 @@ def _learned(panel: Panel, section: DistillSection, asked: Rows, share: float) -
 
 
 def _first(panel: Panel, section: DistillSection, share: float) -> Rows:
-    return at_random(panel.ids, round(FIRST * share * len(panel.targets)), section.seed)
+    return at_random(panel.ids, _first_count(panel, share), section.seed)
+
+
+def _first_count(panel: Panel, share: float) -> int:
+    return round(FIRST * share * len(panel.targets))
 
 
 def _asked(panel: Panel, section: DistillSection, share: float, choice: str) -> Rows:
@@ -141,8 +157,8 @@ def economy(
     return made, off
 
 
-def markdown(points: Sequence[Point]) -> str:
-    """A table: one line a share and choice, with and without economy mode."""
+def markdown(points: Sequence[Point], remarks: Sequence[str] = ()) -> str:
+    """A table: one line a share and choice, with and without economy mode; remarks below it."""
     lines = [
         "| pairs asked | choice | economy mode | calls | USD | error of beta |",
         "|---:|---|---|---:|---:|---:|",
@@ -153,4 +169,4 @@ def markdown(points: Sequence[Point]) -> str:
         f"{point.error:.4f} |"
         for point in points
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(f"\n{remark}" for remark in remarks)]) + "\n"

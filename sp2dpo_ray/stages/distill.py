@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sp2dpo_ray.config import Config
 from sp2dpo_ray.console import say
 from sp2dpo_ray.core.artifact import Draft
 from sp2dpo_ray.core.files import (
@@ -41,7 +42,7 @@ from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.card import card, is_useless
 from sp2dpo_ray.distill.features import FEATURES_VERSION
 from sp2dpo_ray.distill.figures import figures_of, skill
-from sp2dpo_ray.distill.frontier import Panel, frontier, markdown
+from sp2dpo_ray.distill.frontier import Panel, frontier, left_out, markdown
 from sp2dpo_ray.distill.predictions import Predictions
 from sp2dpo_ray.distill.predictor import VERSION, split_by, train
 from sp2dpo_ray.distill.targets import Targets, targets_of, told_by_teachers
@@ -61,12 +62,14 @@ def distill(run: Run) -> Summary:
     section, mapping = run.config.distill, run.config.mapping
     refuse_predictors(run)
     drawn = first_round(run)
-    settings = {
+    settings: dict[str, Any] = {
         "distill": section.model_dump(mode="json"),
         "envelope": [mapping.beta_min, mapping.beta_max],
         "versions": [VERSION, FEATURES_VERSION],
         "drawn": drawn and sha256_hex(drawn),
     }
+    if section.frontier:
+        settings["map"] = asdict(_map_of_frontier(run.config)[0])
     inputs = {"prepare": run.path("pairs"), "annotate": run.path("annotations")}
     provenance = run.provenance("distill", settings, inputs)
 
@@ -135,7 +138,7 @@ def _grid(run: Run) -> Grid:
 
 def _write_frontier(run: Run, draft: Draft, texts: Texts, targets: Targets) -> None:
     """What asking less would have cost, from the pairs that were asked about in full."""
-    section, mapping = run.config.distill, run.config.mapping
+    section = run.config.distill
     whole = told_by_teachers(_grid(run))
     gaps = effective_gap(whole.magnitude, whole.confidence)
     rows = np.flatnonzero(~np.isnan(gaps).any(axis=(1, 2)))  # without those of economy mode
@@ -145,11 +148,25 @@ def _write_frontier(run: Run, draft: Draft, texts: Texts, targets: Targets) -> N
             "calls of each out; leave out distill.frontier, or annotate without early_stop"
         )
     panel = Panel(texts.take(rows), targets.take(rows), gaps[rows], _usd_per_call(run))
-    linear = BetaMap(beta_min=mapping.beta_min, beta_max=mapping.beta_max)  # Eq. 15
-    points = frontier(panel, section, linear, section.frontier)
-    (draft.path / FRONTIER_TEXT).write_text(markdown(points), encoding="utf-8")
+    beta_of, under = _map_of_frontier(run.config)
+    points = frontier(panel, section, beta_of, section.frontier)
+    text = markdown(points, [under, *left_out(panel, section, section.frontier)])
+    (draft.path / FRONTIER_TEXT).write_text(text, encoding="utf-8")
     content = json.dumps([asdict(point) for point in points], indent=1)
     (draft.path / FRONTIER).write_text(content, encoding="utf-8")
+
+
+def _map_of_frontier(config: Config) -> tuple[BetaMap, str]:
+    """The run's own map where a gap is all that it reads, and words for it."""
+    mapping = config.mapping
+    own = mapping.map()
+    if own.of_gap_alone:
+        return own, f"Betas are those of this run's map ({own.shape})."
+    linear = BetaMap(beta_min=mapping.beta_min, beta_max=mapping.beta_max)  # Eq. 15
+    return linear, (
+        "Betas are those of the linear map (Eq. 15) with this run's envelope: its own reads more "
+        "than the gap."
+    )
 
 
 def _usd_per_call(run: Run) -> float | None:

@@ -8,7 +8,7 @@ import pytest
 from sp2dpo_ray.config.distill import DistillSection
 from sp2dpo_ray.core.schedule.mapping import BetaMap
 from sp2dpo_ray.distill.choice import at_random, widest
-from sp2dpo_ray.distill.frontier import STOP, Panel, economy, frontier, markdown
+from sp2dpo_ray.distill.frontier import STOP, Panel, economy, frontier, left_out, markdown
 from sp2dpo_ray.distill.predictions import Predictions, Raw, calibrated
 from sp2dpo_ray.distill.targets import Targets
 from tests.distill.test_predictor import world
@@ -42,8 +42,20 @@ def test_more_calls_less_error_and_none_with_all() -> None:
     for place, point in thrifty.items():
         assert point.calls < plain[place].calls
         assert plain[place].error <= point.error <= plain[place].error + STOP
-    text = markdown(points)
+    remarks = left_out(panel(), section, (0.05, 0.3, 0.7))
+    text = markdown(points, remarks)
     assert "| 30% | active | no | 1,620 | 1.62 |" in text
+    assert text.endswith(
+        "\n\n5% is left out: its first round would be 12 of 600 pairs, and distill.least_pairs "
+        "asks for 40.\n"
+    )
+
+
+def test_the_error_is_that_of_the_map_that_is_given() -> None:
+    section = DistillSection(rounds=10, least_pairs=40)
+    steep = BetaMap(shape="power", exponent=3.0)
+    linear, other = (frontier(panel(200), section, of, (0.6,))[0].error for of in (BETA, steep))
+    assert other != pytest.approx(linear, rel=0.02)
 
 
 def test_economy_never_moves_beta_by_more_than_it_promises() -> None:

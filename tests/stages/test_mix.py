@@ -25,7 +25,7 @@ from sp2dpo_ray.errors import ConfigError, Stopped
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import distill as distill_stage
 from sp2dpo_ray.stages import mix as mix_stage
-from sp2dpo_ray.stages.distill import distill
+from sp2dpo_ray.stages.distill import _map_of_frontier, distill
 from sp2dpo_ray.stages.mix import mixed
 from sp2dpo_ray.stages.mix_rounds import keep_rounds, to_be_asked
 from sp2dpo_ray.stages.panel import PanelWork, panel_of
@@ -157,6 +157,15 @@ def test_plan_counts_the_rounds_that_are_on_disk(prepared: Make) -> None:
     told = plan(run)
     calls = len(run.config.teachers)
     assert (told["calls"], told["calls_recorded"]) == (whole * calls, 60 * calls)
+
+
+def test_the_frontier_is_told_under_the_runs_own_map(prepared: Make) -> None:
+    power = ("mapping.shape=power", "mapping.exponent=2")
+    own, words = _map_of_frontier(prepared(*power).config)
+    assert (own.shape, words) == ("power", "Betas are those of this run's map (power).")
+    other, words = _map_of_frontier(prepared("mapping.shape=quantile").config)
+    assert other.shape == "linear"
+    assert "its own reads more than the gap" in words
 
 
 def test_only_the_first_round_calibrates_and_tests_what_distill_learns(
