@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from sp2dpo_ray.core.taxonomy import CATEGORIES
 from sp2dpo_ray.distill.features import features_of, known_words
@@ -71,7 +71,8 @@ class PairModel(nn.Module):
 
 
 def new_model(name: str, revision: str | None) -> tuple[PairModel, Any]:
-    """A model with fresh heads on a body of the hub or a folder, and its tokenizer.
+    """A model with fresh heads on a body of the hub or a folder, in training mode, and its
+    tokenizer.
 
     Raises ConfigError where there is none.
     """
@@ -85,7 +86,28 @@ def new_model(name: str, revision: str | None) -> tuple[PairModel, Any]:
         raise ConfigError(f"distill.encoder.model: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return PairModel(body, body.config.hidden_size), tokenizer
+    # a body comes in evaluation mode, and would be trained without its dropout
+    return PairModel(body, body.config.hidden_size).train(), tokenizer
+
+
+def check_length(name: str, revision: str | None, max_length: int) -> None:
+    """Raises ConfigError where an encoder has no positions for so many tokens."""
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"distill.encoder.model: {error}") from error
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and "roberta" in config.model_type:
+        most -= config.pad_token_id + 1  # its positions begin behind that of padding
+    if most is not None and max_length > most:
+        raise ConfigError(
+            f"distill.encoder.max_length: {max_length} tokens, and {name} has positions for {most}"
+        )
+
+
+def device() -> str:
+    """Where a process on its own predicts."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def encode(tokenizer: Any, texts: Texts, reading: Reading) -> dict[str, Tensor]:
@@ -128,11 +150,11 @@ class EncoderModel:
         """One row a pair; threads: of torch, 0 leaves its own."""
         if threads:
             torch.set_num_threads(threads)
-        device = next(self.model.parameters()).device
+        place = next(self.model.parameters()).device
         found: list[dict[str, Tensor]] = []
         for start in range(0, len(texts), PAIRS_AT_ONCE):
             batch = encode(self.tokenizer, texts.slice(start, PAIRS_AT_ONCE), self.reading)
-            told = self.model({name: value.to(device) for name, value in batch.items()})
+            told = self.model({name: value.to(place) for name, value in batch.items()})
             found.append({name: value.double().cpu() for name, value in told.items()})
         if not found:
             return Raw.nothing()
@@ -165,8 +187,7 @@ def load(folder: Path) -> EncoderModel:
     with np.load(folder / KNOWN, allow_pickle=False) as arrays:
         known = np.unpackbits(arrays["known"]).astype(bool)
     reading = Reading(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return EncoderModel(model.to(device).eval(), tokenizer, reading, known)
+    return EncoderModel(model.to(device()).eval(), tokenizer, reading, known)
 
 
 def known_in(texts: Texts) -> NDArray[np.bool_]:

@@ -25,7 +25,15 @@ from torch.nn import functional as F
 
 from sp2dpo_ray.config.distill import EncoderSection
 from sp2dpo_ray.core.threads import off_main_thread
-from sp2dpo_ray.distill.encoder import EncoderModel, Reading, encode, known_in, new_model
+from sp2dpo_ray.distill.encoder import (
+    EncoderModel,
+    Reading,
+    check_length,
+    device,
+    encode,
+    known_in,
+    new_model,
+)
 from sp2dpo_ray.distill.targets import Targets
 from sp2dpo_ray.distill.texts import Texts
 from sp2dpo_ray.errors import ConfigError, TrainingError
@@ -53,8 +61,9 @@ def fit(
     coverage: float, swap: bool, seed: int, scratch: Path,
 ) -> EncoderModel:  # fmt: skip
     """Train on Ray; scratch: a folder that every node sees. Raises TrainingError, ConfigError where
-    the cluster has no room for the workers."""
+    the cluster has no room for the workers, or the encoder for so long texts."""
     _check_room(section)
+    check_length(section.model, section.revision, section.max_length)
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         output = Path(folder)
@@ -75,7 +84,8 @@ def fit(
             raise TrainingError(f"distill: training the encoder failed: {error}") from error
         model, tokenizer = new_model(section.model, section.revision)
         model.load_state_dict(load_file(output / WEIGHTS))
-    return EncoderModel(model.eval(), tokenizer, Reading(section.max_length), known_in(texts))
+    model.to(device()).eval()
+    return EncoderModel(model, tokenizer, Reading(section.max_length), known_in(texts))
 
 
 def _check_room(section: EncoderSection) -> None:
@@ -94,12 +104,13 @@ def _worker(config: dict[str, Any]) -> None:
     lesson: Lesson = ray.get(config["lesson"])
     section, context = lesson.section, ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+    place = ray.train.torch.get_device()
     torch.manual_seed(lesson.seed)
     plain, tokenizer = new_model(section.model, section.revision)
+    torch.manual_seed(lesson.seed + rank)  # of dropout: other pairs, other draws
     # many encoders have a pooler, which nothing here reads
     unread = {"find_unused_parameters": True}
-    model = ray.train.torch.prepare_model(plain.to(device), parallel_strategy_kwargs=unread)
+    model = ray.train.torch.prepare_model(plain.to(place), parallel_strategy_kwargs=unread)
     optimizer = torch.optim.AdamW(model.parameters(), section.learning_rate)
     plan = steps_of(len(lesson.texts), section.pairs_per_step, section.epochs, lesson.seed)
     warmup = max(1, len(plan) // 10)
@@ -113,7 +124,7 @@ def _worker(config: dict[str, Any]) -> None:
         if turned:
             texts = Texts(texts.prompt, texts.rejected, texts.chosen)
         batch = encode(tokenizer, texts, Reading(section.max_length))
-        told = model({name: value.to(device) for name, value in batch.items()})
+        told = model({name: value.to(place) for name, value in batch.items()})
         loss = loss_of(told, lesson.targets.take(mine), lesson.coverage, turned=turned)
         optimizer.zero_grad()
         # DDP takes the mean over workers; the last step's shares may differ in size
@@ -139,10 +150,10 @@ def steps_of(pairs: int, each: int, epochs: int, seed: int) -> list[np.ndarray]:
 def loss_of(told: dict[str, Tensor], targets: Targets, coverage: float, *, turned: bool) -> Tensor:
     """Proper scores, summed: cross-entropy of soft categories and confidence, squared error of the
     gap, pinball loss of its quantiles."""
-    device = told["gaps"].device
+    place = told["gaps"].device
 
     def column(values: np.ndarray) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)
+        return torch.tensor(values, dtype=torch.float32, device=place)
 
     confidence = column(1 - targets.confidence if turned else targets.confidence)
     gap = column(targets.turned_gap if turned else targets.gap)

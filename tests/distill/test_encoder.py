@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import RobertaConfig
 
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.config.distill import DistillSection, EncoderSection
-from sp2dpo_ray.distill.encoder import EncoderModel, Reading, encode, known_in, load, new_model
+from sp2dpo_ray.distill.encoder import (
+    EncoderModel,
+    Reading,
+    check_length,
+    encode,
+    known_in,
+    load,
+    new_model,
+)
 from sp2dpo_ray.distill.encoder_training import fit, loss_of, pinball, steps_of
 from sp2dpo_ray.distill.texts import Texts
 from sp2dpo_ray.errors import ConfigError
@@ -165,6 +174,26 @@ def test_an_encoder_goes_through_the_stage_and_annotates(
     pairs = STAGES["prepare"](second)
     outcomes = STAGES["annotate"](second)["outcomes"]
     assert outcomes == {"ok": pairs["pairs"] + pairs["eval_pairs"]}
+
+
+def test_it_is_trained_with_the_bodys_dropout_and_predicts_without(
+    tiny_encoder: str, tmp_path: Path
+) -> None:
+    model, tokenizer = new_model(tiny_encoder, None)
+    assert all(part.training for part in model.modules())
+    texts, _ = world(20)
+    EncoderModel(model, tokenizer, Reading(64), known_in(texts)).save(tmp_path)
+    assert not any(part.training for part in load(tmp_path).model.modules())
+
+
+def test_texts_longer_than_the_positions_are_refused(tiny_encoder: str, tmp_path: Path) -> None:
+    check_length(tiny_encoder, None, 128)
+    with pytest.raises(ConfigError, match=r"max_length: 129 tokens, and .* has positions for 128"):
+        check_length(tiny_encoder, None, 129)
+    RobertaConfig(max_position_embeddings=130, pad_token_id=1).save_pretrained(tmp_path)
+    check_length(str(tmp_path), None, 128)
+    with pytest.raises(ConfigError, match="has positions for 128"):
+        check_length(str(tmp_path), None, 129)
 
 
 def test_encoders_that_are_none_are_refused(tmp_path: Path) -> None:
