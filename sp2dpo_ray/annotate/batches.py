@@ -106,25 +106,29 @@ class Runner:
     async def rounds(self) -> AsyncIterator[list[Row]]:
         """Rows of what is on record, and of each job as its results come."""
         for attempt in range(1, self._decoding.retries + 2):
+            last = attempt == self._decoding.retries + 1
             jobs = await self._adopted() if attempt == 1 else []
-            self._on_record = 0
+            self._on_record = failed = 0
             for calls in self._portions(jobs):
-                job = await self._submit(calls, attempt)
-                if job is None:
-                    yield [
-                        self._row(
-                            Outcome.BUDGET_STOP,
-                            len(calls),
-                            detail="the budget has no room for a file at its worst",
-                        )
-                    ]
-                    return  # jobs that were submitted are on record; the next command takes them
+                while (job := await self._submit(calls, attempt, wait=not jobs)) is None:
+                    if not jobs:
+                        yield [
+                            self._row(
+                                Outcome.BUDGET_STOP,
+                                len(calls),
+                                detail="the budget has no room for a file at its worst",
+                            )
+                        ]
+                        return
+                    # an open job counts at its worst; its end may make room
+                    rows, again = await self._take(*await self._next_ended(jobs), last)
+                    failed += again
+                    yield rows
                 jobs.append(job)
             if attempt == 1 and self._on_record:
                 yield [self._row(Outcome.OK, self._on_record, reused=True)]
-            failed = 0
-            async for job, look in self._ended(jobs):
-                rows, again = await self._take(job, look, attempt == self._decoding.retries + 1)
+            while jobs:
+                rows, again = await self._take(*await self._next_ended(jobs), last)
                 failed += again
                 yield rows
             if not failed:
@@ -141,16 +145,16 @@ class Runner:
                 jobs.append(job)
         return jobs
 
-    async def _ended(self, jobs: list[Job]) -> AsyncIterator[tuple[Job, Look]]:
-        """Each job when it has ended."""
-        while jobs:
-            for job in list(jobs):
-                look = await self._patiently(lambda job=job: self._api.look(job.id or ""))
+    async def _next_ended(self, jobs: list[Job]) -> tuple[Job, Look]:
+        """The next job to end; it is taken out of `jobs`."""
+        while True:
+            for _ in range(len(jobs)):
+                job = jobs.pop(0)
+                look: Look = await self._patiently(lambda job=job: self._api.look(job.id or ""))
                 if look.state is not State.RUNNING:
-                    jobs.remove(job)
-                    yield job, look
-            if jobs:
-                await asyncio.sleep(self._order.poll_s)
+                    return job, look
+                jobs.append(job)
+            await asyncio.sleep(self._order.poll_s)
 
     def _portions(self, jobs: list[Job]) -> Iterator[list[Call]]:
         """The calls that neither are on record nor wait in a job, a file's worth at a time."""
@@ -178,10 +182,11 @@ class Runner:
                 self._on_record += sum(known)
                 yield from (c for c, settled in zip(calls, known, strict=True) if not settled)
 
-    async def _submit(self, calls: list[Call], attempt: int) -> Job | None:
+    async def _submit(self, calls: list[Call], attempt: int, *, wait: bool) -> Job | None:
+        """A new job, or None where the budget has no room; wait: for money that others hold."""
         cap = self._decoding.max_output_tokens
         worsts = [self._price.worst(c.messages, cap) if self._price else 0.0 for c in calls]
-        if not await self._reserved(sum(worsts)):
+        if not await self._reserved(sum(worsts), wait=wait):
             return None
         job = Job(token=os.urandom(12).hex(), teacher=self._section.name)
         for call, worst in zip(calls, worsts, strict=True):
@@ -200,12 +205,12 @@ class Runner:
         job.reserved = sum(worsts)
         return job
 
-    async def _reserved(self, worst: float) -> bool:
+    async def _reserved(self, worst: float, *, wait: bool) -> bool:
         while worst:
             count, exhausted = await self._coordinator.exchange(0.0, 0.0, [worst])
             if count:
                 break
-            if exhausted:
+            if exhausted or not wait:
                 return False
             await asyncio.sleep(WAIT_FOR_MONEY_S)
         return True

@@ -111,7 +111,7 @@ class Coordinator:
     ) -> tuple[int, bool]:
         """Settle, then reserve; see `Budget`."""
         now = time.monotonic()
-        if released:
+        if released or paid:
             self._settled_at = now
         count, exhausted = self._budget.exchange(caller, number, released, paid, wanted)
         if self._budget.cap is not None:

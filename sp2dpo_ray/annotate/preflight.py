@@ -26,14 +26,18 @@ from sp2dpo_ray.teachers.base import Reply
 CPUS = 0.25
 
 
+class NoRoom(Stopped):
+    """The budget has no room for a teacher's first call."""
+
+
 def preflight(
     spec: PanelSpec, pairs: list[Pair], record: Record, coordinator: Any
 ) -> dict[str, Reply]:
     """Ask each API teacher its first call that is not on record; replies by teacher.
 
     Raises ConfigError for a missing key, package or option and for a cap that is too small,
-    TeacherStopped for a teacher that refuses. Keys lie on the machines that call, so asking the
-    driver would be asking the wrong one.
+    TeacherStopped for a teacher that refuses, NoRoom where the money does not last. Keys lie on
+    the machines that call, so asking the driver would be asking the wrong one.
     """
     calls = _first_calls(spec, pairs, record)
     try:
@@ -87,7 +91,7 @@ def judge(teacher: TeacherSection, reply: Reply, cap: int) -> None:
             f"{_said_of(teacher)}; then run the same command"
         )
     if reply.outcome is Outcome.BUDGET_STOP:
-        raise Stopped(f"budget.usd has no room for the first call of teacher {name}. Raise it")
+        raise NoRoom(f"budget.usd has no room for the first call of teacher {name}. Raise it")
     reasoning = reply.usage.reasoning_tokens if reply.usage else 0
     if reply.outcome is Outcome.TRUNCATED and not (reply.text or "").strip():
         spent = f" ({reasoning} of them on reasoning)" if reasoning else ""

@@ -20,9 +20,9 @@ from sp2dpo_ray.annotate.engine import start_engine
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.limiter import limiter_of
 from sp2dpo_ray.annotate.metrics import expect
-from sp2dpo_ray.annotate.pipeline import Tally
+from sp2dpo_ray.annotate.pipeline import Progress, Tally
 from sp2dpo_ray.annotate.pipeline import annotate as ask_panel
-from sp2dpo_ray.annotate.preflight import preflight
+from sp2dpo_ray.annotate.preflight import NoRoom, preflight
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.annotate.table import Predict, pair_chunks, write_annotations
 from sp2dpo_ray.console import bars, say
@@ -31,7 +31,7 @@ from sp2dpo_ray.core.artifact import Draft
 from sp2dpo_ray.core.files import ANNOTATIONS, TRAIN
 from sp2dpo_ray.distill.predictions import SERVED_BY_PREDICTOR, UNFAMILIAR_NOTE
 from sp2dpo_ray.distill.record import check_predictors
-from sp2dpo_ray.errors import DataError
+from sp2dpo_ray.errors import DataError, Stopped, TeacherStopped
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages import missing
 from sp2dpo_ray.stages.panel import PanelWork, panel_of
@@ -116,22 +116,48 @@ def _ask(run: Run, panel: PanelWork, tally: Tally) -> None:
     # they live as long as the process that made them, so it must be this one, not an actor
     limiters = [limiter_of(teacher) for teacher in config.teachers]
     economy = panel.spec.early_stop is not None
+    files = list(panel.files.values())
     first = next(pair_chunks(panel.files[TRAIN]), [])
-    for name, reply in preflight(panel.spec, first, record, coordinator).items():
+
+    def catch_up() -> None:
+        since = read_record(journal.new_entries(), with_gaps=economy)
+        for name, spent in since.spent.items():
+            tally.usd[name] = tally.usd.get(name, 0.0) + spent.usd
+        record.add(since)
+
+    def orders_of(panel: PanelWork) -> list[Order]:
+        return [Order(spec, files, record, config.annotate.poll_s) for spec in panel.batch]
+
+    collected: list[str] = []
+    try:
+        replies = preflight(panel.spec, first, record, coordinator)
+    except NoRoom:
+        # an open job counts at its worst: its end gives most of that back
+        names = [spec.teachers[0].name for spec in panel.batch]
+        collected = [name for name in names if record.jobs_of(name)]
+        if not collected:
+            raise
+        holders, panel = panel.split_off(collected)
+        say(f"annotate: the open batch jobs of {collected} hold the budget and are waited for")
+        with bars("annotate", dict.fromkeys(collected, holders.calls_each)) as advance:
+            orders = orders_of(holders.without_twins())
+            _take([start_batches(order, coordinator) for order in orders], tally, advance)
+        tally.usd.clear()  # the journal tells it
+        catch_up()
+        replies = preflight(panel.spec, first, record, coordinator)
+    for name, reply in replies.items():
         if reply.outcome in SETTLED:
             tally.made[name] += 1
             tally.reused[name] -= 1  # the pipeline will find it on record
             tally.outcomes[name] = Counter({reply.outcome: 1})
-    since = read_record(journal.new_entries(), with_gaps=economy)
-    tally.usd = {name: spent.usd for name, spent in since.spent.items()}
-    record.add(since)
-    files = list(panel.files.values())
+    catch_up()
     panel = panel.without_twins()
     totals = {teacher.name: panel.calls_each for teacher in config.teachers}
-    orders = [Order(spec, files, record, config.annotate.poll_s) for spec in panel.batch]
-    streams = [start_batches(order, coordinator) for order in orders]
+    streams = [start_batches(order, coordinator) for order in orders_of(panel)]
     expect(totals)
     with bars("annotate", totals) as advance:
+        for name in collected:
+            advance(name, tally.made[name] + tally.reused[name], tally.note(name))
         twin_calls = len(panel.spec.twins - panel.left_out) * len(panel.spec.prompts.systems)
         for name in totals if twin_calls else ():
             tally.reused[name] += twin_calls
@@ -146,11 +172,25 @@ def _ask(run: Run, panel: PanelWork, tally: Tally) -> None:
         for engine in panel.engines:  # one after the other: each may take every GPU
             for rows in rows_of(start_engine(Order(engine, files, record, config.annotate.poll_s))):
                 tally.take(rows, advance)
-        for stream in streams:
-            for rows in rows_of(stream):
-                tally.take(rows, advance)
+        _take(streams, tally, advance)
     del limiters
     tally.seconds = time.perf_counter() - start
+
+
+def _take(streams: list[Any], tally: Tally, progress: Progress) -> None:
+    """Count what the batch teachers bring. One without room ends the stage after the others have
+    ended: their jobs must not be left behind for the money that they hold."""
+    no_room = None
+    for stream in streams:
+        try:
+            for rows in rows_of(stream):
+                tally.take(rows, progress)
+        except TeacherStopped:
+            raise
+        except Stopped as stopped:
+            no_room = no_room or stopped
+    if no_room is not None:
+        raise no_room
 
 
 def _not_on_record(outcomes: Counter[str], gaps: set[str]) -> str:

@@ -68,6 +68,13 @@ class PanelWork:
         chosen = (t for t in self.spec.teachers if t.mode == "batch")
         return [replace(self.spec, teachers=(teacher,)) for teacher in chosen]
 
+    def split_off(self, names: list[str]) -> tuple[PanelWork, PanelWork]:
+        """The same with these teachers alone, and with the others alone."""
+        these = tuple(t for t in self.spec.teachers if t.name in names)
+        others = tuple(t for t in self.spec.teachers if t.name not in names)
+        one, two = (replace(self.spec, teachers=teachers) for teachers in (these, others))
+        return replace(self, spec=one), replace(self, spec=two)
+
     def without_twins(self) -> PanelWork:
         """The same, knowing which pairs repeat the texts of others."""
         twins = find_twins(

@@ -17,6 +17,7 @@ from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.batches import Order, Runner
 from sp2dpo_ray.annotate.coordinator import Budget
 from sp2dpo_ray.annotate.journal import Journal
+from sp2dpo_ray.annotate.pipeline import Tally
 from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.config import DecodingSection, TeacherSection
@@ -24,7 +25,8 @@ from sp2dpo_ray.core.calls import calls_of
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
 from sp2dpo_ray.core.place import Folder
 from sp2dpo_ray.core.prompts import load_prompts
-from sp2dpo_ray.errors import TeacherStopped
+from sp2dpo_ray.errors import Stopped, TeacherStopped
+from sp2dpo_ray.stages import annotate as stage
 from tests.annotate.test_limits import FakeCoordinator
 from tests.fault_server import KEY, Server, serve
 from tests.wires import ANSWER
@@ -281,3 +283,67 @@ def test_a_file_that_the_budget_has_no_room_for_is_not_handed_in(pairs: Path) ->
         assert not server.openai_batches.jobs
     assert counts(rows) == {("budget_stop", False): CALLS}
     assert not list(Journal(Folder(pairs.parent / "journal")).new_entries())
+
+
+def worst_of(the: Order) -> float:
+    """What all calls can cost at most."""
+    price, cap = the.teacher.rate, DECODING.max_output_tokens
+    assert price is not None
+    calls = the.spec.calls(pairs_from(pq.read_table(the.files[0])))
+    return sum(price.worst(call.messages, cap) for call in calls)
+
+
+def test_the_end_of_one_file_makes_room_for_the_next(pairs: Path) -> None:
+    """Two files of which the budget holds one at its worst; both cost little in fact."""
+    with serve() as server:
+        the = order("openai", server, pairs)
+        coordinator = FakeCoordinator(Budget(0.75 * worst_of(the), 0.0))
+        rows = work(the, coordinator, most_requests=15)
+        assert len(server.openai_batches.jobs) == 2
+    assert counts(rows) == {("ok", False): CALLS}
+    assert coordinator.most <= 0.75 * worst_of(the)
+    assert coordinator.budget.spent == pytest.approx(record_of(pairs).usd)
+
+
+@each_provider
+def test_a_job_of_an_earlier_command_is_taken_before_the_budget_stops(
+    provider: str, pairs: Path
+) -> None:
+    """It counts as spent at its worst, so that nothing else has room until it is taken."""
+    with serve() as server:
+        batches = batches_of(server, provider)
+        batches.polls = 1_000_000
+        the = order(provider, server, pairs)
+        worst = worst_of(the)
+
+        async def cut_off() -> None:
+            runner = Runner(the, FakeCoordinator(Budget(None, 0.0)))
+            runner._api.most_requests = 15
+            portion = next(runner._portions([]))
+            assert await runner._submit(portion, 1, wait=True)
+            await runner.close()
+
+        asyncio.run(cut_off())
+        batches.polls = 1
+        for job in batches.jobs.values():
+            job["looks"] = 0
+        spent = record_of(pairs).usd
+        coordinator = FakeCoordinator(Budget(0.75 * worst, spent))
+        rows = work(order(provider, server, pairs), coordinator, most_requests=15)
+        assert len(batches.jobs) == 2
+    assert counts(rows) == {("ok", False): CALLS}
+    assert max(batches.asked.values()) == 1
+    assert coordinator.budget.spent == pytest.approx(record_of(pairs).usd)
+
+
+def test_a_teacher_without_room_leaves_no_other_job_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "rows_of", iter)
+    row = {"reused": False, "usd": 0.0, "detail": "", "calls": 3}
+    streams = [
+        [[row | {"teacher": "a", "outcome": "budget_stop"}]],
+        [[row | {"teacher": "b", "outcome": "ok"}], [row | {"teacher": "b", "outcome": "ok"}]],
+    ]
+    tally = Tally()
+    with pytest.raises(Stopped, match=r"budget\.usd has no room"):
+        stage._take(streams, tally, lambda *_: None)
+    assert tally.made == {"b": 6}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,12 +11,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from sp2dpo_ray.annotate.batches import Order, Runner
+from sp2dpo_ray.annotate.coordinator import Budget
 from sp2dpo_ray.annotate.journal import Journal
+from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.config import load_config
 from sp2dpo_ray.core.place import Folder
 from sp2dpo_ray.errors import ConfigError, DataError, Stopped, TeacherStopped
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
+from sp2dpo_ray.stages.panel import panel_of
+from tests.annotate.test_limits import FakeCoordinator
 from tests.fault_server import KEY, Server, serve
 from tests.wires import ANSWER
 
@@ -295,3 +301,34 @@ def test_doctor_says_what_each_teacher_lacks(
         assert len(server.requests) == 3
     assert KEY not in json.dumps(summary)
     assert not run.path("journal").exists()
+
+
+def test_open_batch_jobs_that_hold_the_budget_are_taken_first(
+    ray_cluster: None, demo_config: Path
+) -> None:
+    """A command ended while its job was under way; the money it holds leaves room for nothing."""
+    with serve() as server:
+        batch = panel(server, "openai", more=", mode: batch")
+        both = f"{batch.removesuffix(']')}, {panel(server, 'qwen').removeprefix('teachers=[')}"
+        first = run_of(demo_config, batch, "annotate.poll_s=0.05")
+        record = read_record(Journal(Folder(first.path("journal"))).new_entries())
+        server.openai_batches.polls = 1_000_000
+        work = panel_of(first)
+        order = Order(work.batch[0], list(work.files.values()), record, 0.05)
+
+        async def submitted() -> None:
+            runner = Runner(order, FakeCoordinator(Budget(None, 0.0)))
+            assert await runner._submit(next(runner._portions([])), 1, wait=True)
+            await runner.close()
+
+        asyncio.run(submitted())
+        server.openai_batches.polls = 1
+        for job in server.openai_batches.jobs.values():
+            job["looks"] = 0
+        held = read_record(Journal(Folder(first.path("journal"))).new_entries()).usd
+        run = run_of(demo_config, both, "annotate.poll_s=0.05", f"budget.usd={held + 1e-6}")
+        summary = STAGES["annotate"](run)
+        assert summary["outcomes"] == {"ok": 36}
+        assert (summary["calls_made"], summary["calls_reused"]) == (36, 0)
+        assert max(server.openai_batches.asked.values()) == 1
+        assert summary["cost_usd"] == pytest.approx(18 * 60e-6 + 18 * 120e-6)
