@@ -61,6 +61,7 @@ class Server:
 
     plan: Plan = ok
     retry_after: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)  # of every error
     error_code: str | None = None
     latency_s: float = 0.0
     rpm: float | None = None
@@ -167,7 +168,9 @@ class Server:
         return response
 
     def _error(self, wire: Wire, status: int) -> web.Response:
-        headers = {"Retry-After": self.retry_after} if self.retry_after and status == 429 else {}
+        headers = dict(self.headers)
+        if self.retry_after and status == 429:
+            headers["Retry-After"] = self.retry_after
         return self._json(wire.error(status, self.error_code), status, headers)
 
     def _json(

@@ -31,7 +31,7 @@ from sp2dpo_ray.config import TeacherSection
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.errors import Sp2dpoError, TeacherStopped
-from sp2dpo_ray.teachers.base import Reply
+from sp2dpo_ray.teachers.base import Reply, api_key, clean
 from sp2dpo_ray.teachers.batch import Look, State, make_batch_api
 from sp2dpo_ray.teachers.retry import LONGEST_WAIT_S
 
@@ -98,6 +98,7 @@ class Runner:
         self._section = order.teacher
         self._decoding = order.spec.decoding
         self._api = make_batch_api(self._section, self._decoding)
+        self._key = api_key(self._section)
         self._segment = Segment(order.spec.place, self._section.name)
         self._price = self._section.rate
         self._settled: set[str] = set()
@@ -268,11 +269,12 @@ class Runner:
                 reraise=True,
             )(once)
         except Exception as error:
-            if self._api.refused(error) is None:
-                raise
+            said = clean(f"{type(error).__name__}: {error}", self._key)
+            if self._api.refused(error) is None:  # a fault of the program: the trace, not the key
+                raise RuntimeError(said).with_traceback(error.__traceback__) from None
             raise TeacherStopped(
-                f"teacher {self._section.name}: batch: {type(error).__name__}: {error}\nJobs that "
-                "were created are on record. Mend the cause, then run the same command"
+                f"teacher {self._section.name}: batch: {said}\nJobs that were created are on "
+                "record. Mend the cause, then run the same command"
             ) from None
 
     def _row(self, outcome: Outcome, calls: int, *, reused: bool = False, detail: str = "") -> Row:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -22,11 +23,9 @@ from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.costs import BYTES_PER_TOKEN, text_bytes
 from sp2dpo_ray.core.place import Place
-from sp2dpo_ray.teachers.base import Reply, Teacher
+from sp2dpo_ray.teachers.base import Reply, Teacher, api_key, clean
 from sp2dpo_ray.teachers.catalogue import make_teacher
-from sp2dpo_ray.teachers.retry import ask_until_settled
-
-DETAIL_LENGTH = 300
+from sp2dpo_ray.teachers.retry import RETRYABLE, ask_until_settled
 
 
 def intent_entry(call: Call, attempt: int, worst: float) -> Entry:
@@ -79,6 +78,7 @@ class TeacherClient:
         self._rate_limit = rate_limit
         self._reservations = reservations
         self._price = section.rate
+        self._key = api_key(section) if section.external else None
         self._slots = asyncio.Semaphore(in_flight)
         self._max_failures = max_failures
         self._max_pause_s = max_pause_s
@@ -86,6 +86,7 @@ class TeacherClient:
         self._bytes_per_token = BYTES_PER_TOKEN
         self._answer_tokens = float(decoding.max_output_tokens)
         self.halted = ""
+        self._halt = asyncio.Event()
         self.usd = 0.0
         self.attempts: Counter[Outcome] = Counter()  # requests by how they ended
 
@@ -93,7 +94,9 @@ class TeacherClient:
         """One call with its retries; never raises for what a provider did."""
         if self.halted:
             return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
-        reply = await ask_until_settled(lambda number: self._attempt(call, number), self._decoding)
+        reply = await ask_until_settled(
+            lambda number: self._attempt(call, number), self._decoding, self._sleep
+        )
         if reply.outcome is Outcome.AUTH:
             self.halt(reply.detail)
         elif reply.outcome is Outcome.QUOTA:
@@ -103,6 +106,7 @@ class TeacherClient:
     def halt(self, why: str) -> None:
         """Begin no more attempts; those under way go on to their end."""
         self.halted = self.halted or why or "refused without a word"
+        self._halt.set()
 
     def _count_failure(self, reply: Reply, attempts: int) -> None:
         """The circuit breaker: as many attempts in a row as max_failures calls may have. Attempts
@@ -120,7 +124,7 @@ class TeacherClient:
         async with self._slots:
             if self.halted:  # no turn is taken for nothing
                 return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
-            await self._rate_limit.acquire(size / self._bytes_per_token + self._answer_tokens)
+            await self._turn(size / self._bytes_per_token + self._answer_tokens)
             if self.halted:
                 return Reply(Outcome.NOT_ATTEMPTED, detail=self.halted)
             worst = 0.0
@@ -146,6 +150,23 @@ class TeacherClient:
         self._learn(reply, size)
         return reply
 
+    async def _turn(self, tokens: float) -> None:
+        """Wait for a start, or for the teacher's halt: a start may be an hour away."""
+        waits = [asyncio.ensure_future(self._rate_limit.acquire(tokens)),
+                 asyncio.ensure_future(self._halt.wait())]  # fmt: skip
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if waits[0].done():
+                waits[0].result()
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Between two attempts; a halt ends it."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._halt.wait(), seconds)
+
     async def _request(self, call: Call) -> Reply:
         """One request under one deadline: SDK timeouts are for each read, and a body that trickles
         would never end."""
@@ -156,7 +177,7 @@ class TeacherClient:
             detail = f"no whole answer within {self._decoding.timeout_s:g} s"
             return Reply(Outcome.TRANSPORT, detail=detail, maybe_billed=True)
         except Exception as error:  # one poisonous pair must not stop the others
-            detail = f"{type(error).__name__}: {error}"[:DETAIL_LENGTH]
+            detail = clean(f"{type(error).__name__}: {error}", self._key)
             return Reply(Outcome.TRANSPORT, detail=detail, non_retryable=True, maybe_billed=True)
 
     def _money(self, reply: Reply, worst: float) -> tuple[Entry, float]:
@@ -171,15 +192,15 @@ class TeacherClient:
 
     def _learn(self, reply: Reply, size: int) -> None:
         self.attempts[reply.outcome] += 1
-        if reply.outcome is Outcome.QUOTA:
-            pause = reply.retry_after_s
-            if pause is not None and pause > self._max_pause_s:
-                self.halt(
-                    f"asks for a pause of {pause:,.0f} s, longer than annotate.max_pause_s "
-                    f"({self._max_pause_s:,.0f} s): {reply.detail}"
-                )
+        pause = reply.retry_after_s
+        if reply.outcome in RETRYABLE and pause is not None and pause > self._max_pause_s:
+            self.halt(  # the limiter is not told: it lives on, and others would wait so long
+                f"asks for a pause of {pause:,.0f} s, longer than annotate.max_pause_s "
+                f"({self._max_pause_s:,.0f} s): {reply.detail}"
+            )
+        elif reply.outcome is Outcome.QUOTA or (reply.outcome is Outcome.TRANSPORT and pause):
             self._rate_limit.refused(pause)
-        elif reply.outcome is Outcome.TRANSPORT:
+        if reply.outcome is Outcome.TRANSPORT:
             self._count_failure(reply, self._decoding.retries + 1 if reply.non_retryable else 1)
         elif reply.outcome in SETTLED:
             self._failed_attempts = 0

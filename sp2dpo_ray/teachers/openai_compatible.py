@@ -43,7 +43,8 @@ RESPONSE_FORMAT = {
     "json_schema": {"name": "semantic_gap", "strict": True, "schema": ANSWER_SCHEMA},
 }
 RETRYABLE_STATUS = (408, 409, 425, 429)  # of the 4xx, those that a later attempt can change
-HINTS = ("retry-after-ms", "retry-after", "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
+HINTS = ("retry-after-ms", "retry-after")
+LIMITS = ("requests", "tokens")
 
 
 def settings_of(teacher: TeacherSection, decoding: DecodingSection) -> Settings:
@@ -105,16 +106,26 @@ class OpenAITeacher:
 def failure(error: openai.APIStatusError, key: str | None) -> Reply:
     """The outcome of an HTTP error."""
     headers = error.response.headers
-    hints = (seconds(headers.get(name), name) for name in HINTS)
     outcome = outcome_of(error.status_code, error.code, str(error.message))
     return Reply(
         outcome,
         detail=clean(f"{type(error).__name__}: {error}", key),
         request_id=error.request_id,
-        retry_after_s=next((hint for hint in hints if hint is not None), None),
+        retry_after_s=_pause(headers),
         non_retryable=400 <= error.status_code < 500 and error.status_code not in RETRYABLE_STATUS,
         raw=clean(error.response.text, key, length=None),
     )
+
+
+def _pause(headers: httpx2.Headers) -> float | None:
+    """How long to wait. A reset is when a limit is full again, which may be hours away, so it says
+    something of a limit that is used up alone."""
+    for name in HINTS:
+        if (hint := seconds(headers.get(name), name)) is not None:
+            return hint
+    used_up = (name for name in LIMITS if headers.get(f"x-ratelimit-remaining-{name}") == "0")
+    resets = [seconds(headers.get(f"x-ratelimit-reset-{name}")) for name in used_up]
+    return max((reset for reset in resets if reset is not None), default=None)
 
 
 def outcome_of(status: int, code: str | None, message: str) -> Outcome:

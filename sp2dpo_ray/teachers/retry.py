@@ -7,6 +7,7 @@ no failure: it waits, and does not use up the retries.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
@@ -22,9 +23,14 @@ RETRYABLE = frozenset({Outcome.TRANSPORT, Outcome.QUOTA})
 
 
 async def ask_until_settled(
-    attempt: Callable[[int], Awaitable[Reply]], decoding: DecodingSection
+    attempt: Callable[[int], Awaitable[Reply]],
+    decoding: DecodingSection,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reply:
-    """Ask, and ask again for failures that may pass; attempt(number) is told which one it is."""
+    """Ask, and ask again for failures that may pass; attempt(number) is told which one it is.
+
+    sleep: waits between two attempts; whoever stops asking may cut it short.
+    """
     failures = refusals = 0
     jitter = wait_random_exponential(multiplier=decoding.retry_base_s, max=LONGEST_WAIT_S)
 
@@ -33,7 +39,7 @@ async def ask_until_settled(
         if reply.outcome is Outcome.QUOTA:
             # the limiter spaces the next turn for all; a little jitter keeps callers apart
             return min(jitter(state), decoding.retry_base_s)
-        return max(jitter(state), min(reply.retry_after_s or 0.0, LONGEST_WAIT_S))
+        return max(jitter(state), reply.retry_after_s or 0.0)
 
     def give_up(state: RetryCallState) -> bool:
         return failures > decoding.retries or refusals > QUOTA_PATIENCE
@@ -47,6 +53,7 @@ async def ask_until_settled(
 
     retrying = AsyncRetrying(
         retry=retry_if_result(lambda reply: reply.outcome in RETRYABLE and not reply.non_retryable),
+        sleep=sleep,
         stop=give_up,
         wait=wait,
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import traceback
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -275,6 +276,33 @@ def test_a_wrong_key_stops_before_anything_is_created(
         the = replace(the, spec=replace(the.spec, teachers=(section,)))
         with pytest.raises(TeacherStopped, match=r"teacher t: batch: NotFoundError"):
             work(the)
+
+
+@each_provider
+@pytest.mark.parametrize("final", [True, None])
+def test_the_key_is_in_no_error(
+    provider: str, final: bool | None, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some servers repeat it in their complaint; final: None is an error that is not the API's."""
+
+    async def run(the: Order) -> None:
+        runner = Runner(the, FakeCoordinator(Budget(None, 0.0)))
+
+        async def find(token: str) -> str | None:
+            raise ValueError(f"Incorrect API key provided: {KEY}")
+
+        monkeypatch.setattr(runner._api, "find", find)
+        monkeypatch.setattr(runner._api, "refused", lambda error: final)
+        try:
+            async for _ in runner.rounds():
+                pass
+        finally:
+            await runner.close()
+
+    with serve() as server, pytest.raises(TeacherStopped if final else RuntimeError) as stopped:
+        asyncio.run(run(order(provider, server, pairs)))
+    assert "ValueError: Incorrect API key provided: ***" in str(stopped.value)
+    assert KEY not in "".join(traceback.format_exception(stopped.value))
 
 
 def test_a_file_that_the_budget_has_no_room_for_is_not_handed_in(pairs: Path) -> None:

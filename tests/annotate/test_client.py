@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,15 +15,17 @@ from sp2dpo_ray.annotate.admission import RateLimitClient, Reservations
 from sp2dpo_ray.annotate.client import TeacherClient
 from sp2dpo_ray.annotate.coordinator import Budget
 from sp2dpo_ray.annotate.journal import Entry, Journal, Segment
+from sp2dpo_ray.annotate.limiter import Lease
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.costs import Usage
 from sp2dpo_ray.core.place import Folder
 from sp2dpo_ray.teachers.base import Reply
+from sp2dpo_ray.teachers.retry import ask_until_settled
 from sp2dpo_ray.teachers.settings import Settings
 from tests.annotate.test_journal import CALLS, answer
-from tests.annotate.test_limits import FakeCoordinator
+from tests.annotate.test_limits import FakeCoordinator, Remote
 
 DECODING = DecodingSection(timeout_s=0.2, retries=3, retry_base_s=0.001)
 OK = Reply(Outcome.OK, text=answer(), usage=Usage(1_000_000, 0))
@@ -59,28 +63,38 @@ def sequence(*steps: Any) -> Script:
 
 
 def ask(
-    folder: Path, script: Script, calls: int = 1, coordinator: Any = None, **options: Any
+    folder: Path,
+    script: Script,
+    calls: int = 1,
+    coordinator: Any = None,
+    limiter: Any = None,
+    section: dict[str, str] | None = None,
+    patience_s: float | None = None,
+    **options: Any,
 ) -> tuple[list[Reply], TeacherClient, Scripted]:
     """Ask so many calls at once."""
     settings = {"in_flight": 4, "max_failures": 25, "max_pause_s": 10.0} | options
     price = PRICE if coordinator else {}
 
     async def run() -> tuple[list[Reply], TeacherClient, Scripted]:
-        section = TeacherSection.model_validate(
-            {"name": "t", "provider": "scripted", "model": "m", "price": price}
-        )
+        about = {"name": "t", "provider": "scripted", "model": "m", "price": price}
         teacher = Scripted(script)
         segment = Segment(Folder(folder), "t")
         client = TeacherClient(
-            section,
+            TeacherSection.model_validate(about | (section or {})),
             DECODING,
             teacher,
             segment,
-            RateLimitClient(None),
+            RateLimitClient(limiter),
             Reservations(coordinator),
             **settings,
         )
-        replies = await asyncio.gather(*(client.ask(CALLS[n % 3]) for n in range(calls)))
+        asked = [asyncio.create_task(client.ask(CALLS[n % 3])) for n in range(calls)]
+        done, _ = await asyncio.wait(asked, timeout=patience_s or 30)
+        for task in asked:
+            task.cancel()
+        replies = [task.result() for task in asked if task in done]
+        assert len(replies) == calls or patience_s is not None
         await asyncio.sleep(0.02)
         await client.close()
         return replies, client, teacher
@@ -122,6 +136,19 @@ def test_what_may_pass_is_asked_again_and_all_is_on_record(
     ids = [entry["id"] for entry in entries(tmp_path)]
     assert ids[::2] == ids[1::2]
     assert len(set(ids)) == asked
+
+
+def test_a_server_gets_the_pause_that_it_asks_for() -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def attempt(number: int) -> Reply:
+        return OK if number == 2 else Reply(Outcome.TRANSPORT, retry_after_s=500.0)
+
+    assert asyncio.run(ask_until_settled(attempt, DECODING, sleep)) is OK
+    assert pauses == [500.0]
 
 
 def test_the_intent_is_on_disk_before_the_request(tmp_path: Path) -> None:
@@ -179,6 +206,48 @@ def test_a_pause_longer_than_allowed_stops_instead_of_waiting(tmp_path: Path) ->
     (reply,), client, _ = ask(tmp_path, sequence(day))
     assert "asks for a pause of 86,400 s, longer than annotate.max_pause_s" in client.halted
     assert reply.outcome is Outcome.NOT_ATTEMPTED
+
+
+class FarLimiter:
+    """Grants one start at once and the others in a day; keeps what it is told of refusals."""
+
+    def __init__(self) -> None:
+        self.leases = 0
+        self.told: list[float | None] = []
+        self.lease = Remote(self._lease)
+        self.refused = SimpleNamespace(remote=self.told.append)
+
+    def _lease(self, wanted: int, tokens: float) -> Lease:
+        self.leases += 1
+        return Lease(1, 0.0 if self.leases == 1 else 86_400.0, 1.0)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.QUOTA, Outcome.TRANSPORT])
+def test_those_that_wait_for_a_start_see_the_halt(tmp_path: Path, outcome: Outcome) -> None:
+    limiter = FarLimiter()
+    day = Reply(outcome, detail="come tomorrow", retry_after_s=86_400.0)
+    replies, client, teacher = ask(tmp_path, sequence(day), calls=8, limiter=limiter)
+    assert (teacher.asked, client.halted != "") == (1, True)
+    assert {reply.outcome for reply in replies} == {Outcome.NOT_ATTEMPTED}
+    assert limiter.told == []  # it outlives this stage, and would keep everybody waiting
+
+
+def test_a_pause_that_a_failing_server_asks_for_is_kept_by_all(tmp_path: Path) -> None:
+    limiter = FarLimiter()
+    busy = Reply(Outcome.TRANSPORT, detail="503", retry_after_s=5.0)
+    client, teacher = ask(tmp_path, sequence(busy), limiter=limiter, patience_s=0.1)[1:]
+    assert (teacher.asked, client.halted, limiter.told) == (1, "", [5.0])
+
+
+def test_an_exception_that_shows_the_key_is_recorded_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEY", "canary-key")
+    section = {"provider": "openai", "api_key_env": "TEST_KEY"}
+    step = ValueError("header 'Bearer canary-key' is not valid")
+    (reply,), _, _ = ask(tmp_path, sequence(step), section=section)
+    assert reply.detail == "ValueError: header 'Bearer ***' is not valid"
+    assert "canary-key" not in json.dumps(entries(tmp_path))
 
 
 def test_a_journal_that_cannot_be_written_stops_before_the_request(tmp_path: Path) -> None:

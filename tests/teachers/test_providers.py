@@ -194,6 +194,29 @@ def test_how_long_to_wait_is_read_from_the_answer(provider: str) -> None:
         assert ask(section(provider, server))[0].retry_after_s is None
 
 
+@pytest.mark.parametrize(
+    ("headers", "pause"),
+    [
+        # a reset says when a limit is full again, which matters of one that is used up alone
+        ({"remaining-requests": "150", "reset-requests": "7h12m0s",
+          "remaining-tokens": "0", "reset-tokens": "6s"}, 6.0),
+        ({"remaining-requests": "0", "reset-requests": "8s",
+          "remaining-tokens": "0", "reset-tokens": "120ms"}, 8.0),
+        ({"remaining-requests": "150", "reset-requests": "7h12m0s",
+          "remaining-tokens": "10", "reset-tokens": "6s"}, None),
+        ({"reset-requests": "7h12m0s"}, None),
+    ],
+)  # fmt: skip
+def test_a_limit_that_is_not_used_up_is_not_waited_for(
+    headers: dict[str, str], pause: float | None
+) -> None:
+    sent = {f"x-ratelimit-{name}": value for name, value in headers.items()}
+    with serve(lambda _: 429, headers=sent) as server:
+        assert ask(section("openai", server))[0].retry_after_s == pause
+    with serve(lambda _: 429, headers=sent, retry_after="7") as server:
+        assert ask(section("openai", server))[0].retry_after_s == 7.0
+
+
 def test_gemini_says_how_long_to_wait_in_its_body() -> None:
     with serve(lambda _: 429, error_code="retry:34") as server:
         assert ask(section("gemini", server))[0].retry_after_s == 34.0
