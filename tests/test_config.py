@@ -173,6 +173,33 @@ def test_a_budget_needs_every_price(minimal: str) -> None:
     assert load_config(minimal, ("budget.usd=5",)).budget.usd == 5  # rules cost nothing
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["max_completion_tokens: 2048", "max_tokens: 2048", "max_output_tokens: null", "n: 4",
+     "candidate_count: 2", "maxOutputTokens: 2048"],
+)  # fmt: skip
+def test_with_a_budget_no_option_moves_the_cap_of_an_answer(minimal: str, option: str) -> None:
+    name = option.partition(":")[0]
+    teacher = API % f"{PRICED}, options: {{{option}}}"
+    assert load_config(minimal, (teacher,)).teachers[0].options.keys() == {name}
+    with pytest.raises(ConfigError, match=rf"teachers\.a\.options must not hold \['{name}'\]"):
+        load_config(minimal, (teacher, "budget.usd=5"))
+    free = teacher.replace("output: 2", "output: 0")
+    assert load_config(minimal, (free, "budget.usd=5")).budget.usd == 5
+
+
+def test_two_teachers_are_not_the_same_one(minimal: str) -> None:
+    """Their calls have the same keys, so the second would only repeat what the first said."""
+    one = "{name: a, provider: openai, model: m, base_url: 'http://gpu1/v1'}"
+    two = "{name: b, provider: openai, model: m, base_url: 'http://gpu2/v1'}"
+    with pytest.raises(ConfigError, match=r"teachers\.a and teachers\.b: .*served-model-name"):
+        load_config(minimal, (f"teachers=[{one}, {two}]",))
+    other = two.replace("model: m", "model: m2")
+    assert len(load_config(minimal, (f"teachers=[{one}, {other}]",)).teachers) == 2
+    warmer = two.replace("}", ", options: {reasoning_effort: low}}")
+    assert len(load_config(minimal, (f"teachers=[{one}, {warmer}]",)).teachers) == 2
+
+
 def test_what_the_client_does_is_no_part_of_a_call(minimal: str) -> None:
     """Timeouts and retries change no answer, so they change no key; all else of Table 6 does."""
     one = load_config(minimal).decoding.of_answers

@@ -28,6 +28,10 @@ SECRET_NAMES = {"api_key", "extra_headers", "headers", "authorization", "extra_q
 SECRET_QUERY = re.compile(r"[?&](?:api[-_]?key|key|token|sig|secret)=", re.IGNORECASE)
 
 
+# options that take the place of decoding.max_output_tokens, or ask for several answers
+CAPS = frozenset({"maxtokens", "maxcompletiontokens", "maxoutputtokens", "n", "candidatecount"})
+
+
 def _names(value: Any) -> set[str]:
     """Every key in a nested value, in lower case."""
     if isinstance(value, dict):
@@ -149,6 +153,12 @@ class TeacherSection(Section):
         share = price.batch if self.mode == "batch" else 1.0
         cached = price.input if price.cached_input is None else price.cached_input
         return Price(price.input * share, price.output * share, cached * share)
+
+    @property
+    def cap_options(self) -> list[str]:
+        """Options that change how many tokens an answer may have; some SDKs take other spellings
+        than their own."""
+        return sorted(name for name in self.options if name.replace("_", "").lower() in CAPS)
 
     @property
     def external(self) -> bool:

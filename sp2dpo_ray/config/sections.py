@@ -172,6 +172,20 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _unlike(self) -> Config:
+        alike: dict[str, str] = {}
+        for teacher in self.teachers:
+            asked = sha256_hex([teacher.provider, teacher.model, teacher.options])
+            first = alike.setdefault(asked, teacher.name)
+            if first != teacher.name:
+                raise ValueError(
+                    f"teachers.{first} and teachers.{teacher.name}: provider, model and options "
+                    "are the same, so one recorded answer serves both, whatever base_url says; let "
+                    "model differ (vllm serve --served-model-name), or leave one of them out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _frozen_in_four_bits(self) -> Config:
         if self.train.precision == "nf4" and self.student.lora is None:
             raise ValueError(
@@ -245,6 +259,12 @@ class Config(Section):
                 f"budget.usd needs the prices of all API teachers; teachers {unknown} have none: "
                 "price: {input: ..., output: ..., as_of: YYYY-MM-DD}"
             )
+        for teacher in self.teachers if self.budget.usd is not None else ():
+            if teacher.external and teacher.price.output and teacher.cap_options:
+                raise ValueError(
+                    f"budget.usd counts a call at the most that decoding.max_output_tokens lets it "
+                    f"cost; teachers.{teacher.name}.options must not hold {teacher.cap_options}"
+                )
         return self
 
     @property
