@@ -14,7 +14,8 @@ from typing import Any
 import ray
 
 from sp2dpo_ray.annotate.client import make_clients
-from sp2dpo_ray.annotate.record import Record
+from sp2dpo_ray.annotate.journal import Journal
+from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.config import TeacherSection
 from sp2dpo_ray.core.annotation import Outcome
@@ -24,6 +25,9 @@ from sp2dpo_ray.errors import ConfigError, Sp2dpoError, Stopped, TeacherStopped
 from sp2dpo_ray.teachers.base import Reply
 
 CPUS = 0.25
+TRIES = 3
+LOST = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError,
+        ray.exceptions.OutOfMemoryError, ray.exceptions.LocalRayletDiedError)  # fmt: skip
 
 
 class NoRoom(Stopped):
@@ -33,34 +37,54 @@ class NoRoom(Stopped):
 def preflight(
     spec: PanelSpec, pairs: list[Pair], record: Record, coordinator: Any
 ) -> dict[str, Reply]:
-    """Ask each API teacher its first call that is not on record; replies by teacher.
+    """Ask each API teacher its first call that is neither on record nor in an open batch job;
+    replies by teacher.
 
     Raises ConfigError for a missing key, package or option and for a cap that is too small,
     TeacherStopped for a teacher that refuses, NoRoom where the money does not last. Keys lie on
     the machines that call, so asking the driver would be asking the wrong one.
     """
-    calls = _first_calls(spec, pairs, record)
-    try:
-        replies: dict[str, Reply] = ray.get(
-            ray.remote(num_cpus=CPUS)(_ask_once).remote(spec, calls, coordinator)
-        )
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, Sp2dpoError):
-            raise error.cause from None
-        raise
+    for left in reversed(range(TRIES)):
+        calls = _first_calls(spec, pairs, record)
+        try:
+            replies = _asked(spec, calls, coordinator)
+            break
+        except LOST as error:
+            if not left:
+                raise Stopped(
+                    f"preflight: its worker was lost {TRIES} times, last: {error}"
+                ) from None
+            # the worker may have recorded an answer before it went
+            record = read_record(Journal(spec.place).new_entries())
     for teacher in spec.teachers:
         if teacher.name in replies:
             judge(teacher, replies[teacher.name], spec.decoding.max_output_tokens)
     return replies
 
 
+def _asked(spec: PanelSpec, calls: dict[str, Call], coordinator: Any) -> dict[str, Reply]:
+    # without Ray's retries: these would ask again what is on record
+    task = ray.remote(num_cpus=CPUS, max_retries=0)(_ask_once)
+    try:
+        replies: dict[str, Reply] = ray.get(task.remote(spec, calls, coordinator))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, Sp2dpoError):
+            raise error.cause from None
+        raise
+    return replies
+
+
 def _first_calls(spec: PanelSpec, pairs: list[Pair], record: Record) -> dict[str, Call]:
     external = {teacher.name for teacher in spec.teachers if teacher.external}
+    batch = {teacher.name for teacher in spec.teachers if teacher.mode == "batch"}
+    jobs = (job for job in record.jobs.values() if job.teacher in batch)
+    # the answer to these is on its way
+    waiting = {intent["key"] for job in jobs for intent in job.intents.values()}
     first: dict[str, Call] = {}
     for pair in pairs:
         calls = spec.calls([pair])
         for call, settled in zip(calls, record.settled([c.key for c in calls]), strict=True):
-            if not settled and call.teacher in external:
+            if not settled and call.teacher in external and call.key not in waiting:
                 first.setdefault(call.teacher, call)
         if first.keys() == external:
             break
