@@ -1,7 +1,8 @@
 """The batch APIs of OpenAI and Gemini, from the server's side: files in, jobs, files out.
 
 A job ends after `polls` looks at it. `plan(key)` says how a request of a job ends: "ok", "error",
-or "missing" (no line at all); `fate` how the job itself ends: "completed", "expired" (half of the
+"refused" (it is at fault itself), "unbilled" (an answer without usage), or "missing" (no line at
+all); `fate` how the job itself ends: "completed", "expired" (half of the
 lines), "failed".
 """
 
@@ -92,8 +93,10 @@ class OpenAIBatches(Batches):
             key, kind = line["custom_id"], self.plan(line["custom_id"])
             if kind == "missing":
                 continue
-            status = 200 if kind == "ok" else 500
+            status = {"error": 500, "refused": 400}.get(kind, 200)
             body = openai_success(line["body"]["model"], ANSWER, "stop")
+            if kind == "unbilled":
+                del body["usage"]
             if status != 200:
                 body = {"error": {"message": "batch error", "code": None}}
             response = {"status_code": status, "request_id": "r-1", "body": body}
@@ -180,8 +183,11 @@ class GeminiBatches(Batches):
             if kind == "missing":
                 continue
             answer = {"response": gemini_success(job["model"], ANSWER, "stop")}
-            if kind != "ok":
-                answer = {"error": {"code": 13, "message": "batch error"}}
+            if kind == "unbilled":
+                del answer["response"]["usageMetadata"]
+            elif kind != "ok":
+                code = {"error": 13, "refused": 3}[kind]
+                answer = {"error": {"code": code, "message": "batch error"}}
             lines.append(json.dumps({"key": line["key"], **answer}))
         job["out"] = "files/" + name.replace("batches/", "batch-")
         self.files[job["out"]] = "\n".join(reversed(lines)).encode() + b"\n"

@@ -37,29 +37,34 @@ OUTPUT = pa.schema(
         ("calls", pa.int64()),
         ("usd", pa.float64()),
         ("detail", pa.string()),
+        ("final", pa.bool_()),  # it failed, and asking again cannot mend it
     ]
 )
 
 
 @dataclass(slots=True)
 class _Counts:
-    """What happened in a batch, by (teacher, outcome, reused)."""
+    """What happened in a batch, by (teacher, outcome, reused, final)."""
 
-    calls: Counter[tuple[str, str, bool]] = field(default_factory=Counter)
-    details: dict[tuple[str, str, bool], str] = field(default_factory=dict)
+    calls: Counter[tuple[str, str, bool, bool]] = field(default_factory=Counter)
+    details: dict[tuple[str, str, bool, bool], str] = field(default_factory=dict)
 
-    def add(self, call: Call, outcome: Outcome, detail: str = "", *, reused: bool = False) -> None:
-        place = (call.teacher, str(outcome), reused)
+    def add(
+        self, call: Call, outcome: Outcome, detail: str = "", *, reused: bool = False,
+        final: bool = False,
+    ) -> None:  # fmt: skip
+        place = (call.teacher, str(outcome), reused, final)
         self.calls[place] += 1
         if detail:
             self.details[place] = detail
 
     def table(self, usd: dict[str, float]) -> pa.Table:
         rows = []
-        for (teacher, outcome, reused), calls in self.calls.items():
+        for place, calls in self.calls.items():
+            teacher, outcome, reused, final = place
             money = usd.pop(teacher, 0.0)  # on the teacher's first row
-            detail = self.details.get((teacher, outcome, reused), "")
-            rows.append((teacher, outcome, reused, calls, money, detail))
+            detail = self.details.get(place, "")
+            rows.append((teacher, outcome, reused, calls, money, detail, final))
         columns = list(zip(*rows, strict=True)) or [[] for _ in OUTPUT]
         return pa.table(
             [pa.array(column, field.type) for column, field in zip(columns, OUTPUT, strict=True)],
@@ -100,7 +105,8 @@ class PanelActor:
                 async with self._reading:
                     self._late |= await asyncio.to_thread(self._recorded)
             await self._ask_all(calls, counts)
-        table = counts.table(self._money_since())
+        # money goes with rows: without any it waits for the next batch
+        table = counts.table(self._money_since() if counts.calls else {})
         self._metrics.count(table)
         for name, client in self._clients.items():
             self._metrics.attempts(name, client.attempts)
@@ -147,7 +153,7 @@ class PanelActor:
             counts.add(call, Outcome.OK, reused=True)
             return known
         reply = await self._clients[call.teacher].ask(call)
-        counts.add(call, reply.outcome, reply.detail)
+        counts.add(call, reply.outcome, reply.detail, final=reply.non_retryable)
         return gap_of(reply.outcome, reply.text) if self._spec.early_stop else nan
 
     def _money_since(self) -> dict[str, float]:

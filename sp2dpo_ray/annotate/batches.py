@@ -21,8 +21,8 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
 from sp2dpo_ray.annotate.admission import WAIT_FOR_MONEY_S
-from sp2dpo_ray.annotate.client import intent_entry, result_entry
 from sp2dpo_ray.annotate.coordinator import CoordinatorClient
+from sp2dpo_ray.annotate.entries import intent_entry, money_of, result_entry
 from sp2dpo_ray.annotate.journal import Entry, Segment
 from sp2dpo_ray.annotate.record import Job, Record
 from sp2dpo_ray.annotate.spec import PanelSpec
@@ -36,6 +36,7 @@ from sp2dpo_ray.teachers.batch import Look, State, make_batch_api
 from sp2dpo_ray.teachers.retry import LONGEST_WAIT_S
 
 CPUS = 0.25
+LINES_AT_ONCE = 1_000
 Row = dict[str, Any]
 
 
@@ -101,7 +102,7 @@ class Runner:
         self._key = api_key(self._section)
         self._segment = Segment(order.spec.place, self._section.name)
         self._price = self._section.rate
-        self._settled: set[str] = set()
+        self._over: set[str] = set()  # calls that nobody asks again
         self._on_record = 0
 
     async def rounds(self) -> AsyncIterator[list[Row]]:
@@ -162,7 +163,7 @@ class Runner:
         waiting = {intent["key"] for job in jobs for intent in job.intents.values()}
         portion, size = list[Call](), 0
         for call in self._calls():
-            if call.key in self._settled or call.key in waiting:
+            if call.key in self._over or call.key in waiting:
                 continue
             length = len(self._api.line(call))
             full = len(portion) == self._api.most_requests
@@ -193,7 +194,7 @@ class Runner:
         for call, worst in zip(calls, worsts, strict=True):
             intent = intent_entry(call, attempt, worst) | {"job": job.token}
             job.intents[intent["id"]] = intent
-            await self._segment.append(intent)
+        await self._append(list(job.intents.values()))
         await self._note("job", job)
         content = b"".join(self._api.line(call) for call in calls)
 
@@ -220,24 +221,28 @@ class Runner:
         replies: dict[str, Reply] = {}
         if look.state is State.ENDED:
             replies = dict(await self._patiently(lambda: self._api.take(job.id or "")))
-        counts: Counter[Outcome] = Counter()
+        counts: Counter[tuple[Outcome, bool]] = Counter()
+        results, details = list[Entry](), dict[tuple[Outcome, bool], str]()
         usd = paid = failed = 0.0
         missing = Reply(Outcome.TRANSPORT, detail=look.detail or "the batch has no answer to it")
         for intent in job.intents.values():
-            reply = replies.get(intent["key"], missing)
-            cost = self._price.cost(reply.usage) if self._price and reply.usage else 0.0
-            money = {"usd": cost} if cost else {}
+            reply, worst = replies.get(intent["key"], missing), intent.get("worst_usd", 0.0)
+            money, cost = money_of(self._price, reply, worst)
             seconds = time.time() - intent["time"]
-            await self._segment.append(result_entry(intent, reply, seconds=seconds, money=money))
-            usd += cost
+            results.append(result_entry(intent, reply, seconds=seconds, money=money))
+            usd += money.get("usd", 0.0)
             # what an earlier command reserved counts as spent since this one began
-            paid += cost if job.reserved else cost - intent.get("worst_usd", 0.0)
-            if reply.outcome in SETTLED:
-                self._settled.add(intent["key"])
+            paid += cost if job.reserved else cost - worst
+            over = reply.outcome in SETTLED or reply.non_retryable
+            if over:
+                self._over.add(intent["key"])
             else:
                 failed += 1
-            if last or reply.outcome in SETTLED:
-                counts[reply.outcome] += 1
+            if last or over:
+                end = (reply.outcome, reply.non_retryable)
+                counts[end] += 1
+                details[end] = reply.detail
+        await self._append(results)
         await self._note("job_done", job)
         await self._coordinator.exchange(job.reserved, paid, [])
         if look.state is State.FAILED:
@@ -245,10 +250,19 @@ class Runner:
                 f"teacher {self._section.name}: batch job {job.id} failed: {look.detail}. Mend the "
                 "cause, then run the same command"
             )
-        rows = [self._row(outcome, calls) for outcome, calls in counts.items()]
+        rows = [
+            self._row(outcome, calls, detail=details[outcome, final], final=final)
+            for (outcome, final), calls in counts.items()
+        ]
         if rows:
             rows[0]["usd"] = usd
         return rows, int(failed)
+
+    async def _append(self, entries: list[Entry]) -> None:
+        """All of them on record; many at once, since an object store keeps a flush as an object."""
+        for start in range(0, len(entries), LINES_AT_ONCE):
+            lines = entries[start : start + LINES_AT_ONCE]
+            await asyncio.gather(*map(self._segment.append, lines))
 
     async def _note(self, kind: str, job: Job) -> None:
         entry: Entry = {"kind": kind, "token": job.token, "teacher": job.teacher, "job": job.id,
@@ -277,9 +291,12 @@ class Runner:
                 "record. Mend the cause, then run the same command"
             ) from None
 
-    def _row(self, outcome: Outcome, calls: int, *, reused: bool = False, detail: str = "") -> Row:
+    def _row(
+        self, outcome: Outcome, calls: int, *, reused: bool = False, detail: str = "",
+        final: bool = False,
+    ) -> Row:  # fmt: skip
         return {"teacher": self._section.name, "outcome": str(outcome), "reused": reused,
-                "calls": calls, "usd": 0.0, "detail": detail}  # fmt: skip
+                "calls": calls, "usd": 0.0, "detail": detail, "final": final}  # fmt: skip
 
     async def close(self) -> None:
         await self._api.close()

@@ -7,15 +7,14 @@ result before anybody uses it; whatever goes wrong with one call stays with that
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 from sp2dpo_ray.annotate.admission import RateLimitClient, Reservations
-from sp2dpo_ray.annotate.journal import Entry, Segment
+from sp2dpo_ray.annotate.entries import intent_entry, money_of, result_entry
+from sp2dpo_ray.annotate.journal import Segment
 from sp2dpo_ray.annotate.limiter import limiter_of
 from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.config import DecodingSection, TeacherSection
@@ -26,34 +25,6 @@ from sp2dpo_ray.core.place import Place
 from sp2dpo_ray.teachers.base import Reply, Teacher, api_key, clean
 from sp2dpo_ray.teachers.catalogue import make_teacher
 from sp2dpo_ray.teachers.retry import RETRYABLE, ask_until_settled
-
-
-def intent_entry(call: Call, attempt: int, worst: float) -> Entry:
-    """What is on record before a request; `id` joins it with its result."""
-    entry: Entry = {
-        "kind": "intent",
-        "id": os.urandom(8).hex(),
-        "key": call.key,
-        "prompt_id": call.prompt_id,
-        "teacher": call.teacher,
-        "variant": call.variant,
-        "attempt": attempt,
-        "time": time.time(),
-        "prompt_bytes": text_bytes(call.messages),
-    }
-    return entry | {"worst_usd": worst} if worst else entry
-
-
-def result_entry(intent: Entry, reply: Reply, *, seconds: float, money: Entry) -> Entry:
-    """What is on record of an attempt that ended."""
-    entry = {name: value for name, value in intent.items() if name != "worst_usd"}
-    entry |= {"kind": "result", "time": time.time(), "seconds": round(seconds, 4), **money}
-    for name in ("text", "detail", "request_id", "served_model", "fingerprint", "raw"):
-        if (value := getattr(reply, name)) not in (None, ""):
-            entry[name] = value
-    if reply.usage is not None:
-        entry["usage"] = asdict(reply.usage)
-    return entry | {"outcome": str(reply.outcome)}
 
 
 class TeacherClient:
@@ -139,7 +110,8 @@ class TeacherClient:
                 start = time.perf_counter()
                 reply = await self._request(call)
                 seconds = time.perf_counter() - start
-                money, paid = self._money(reply, worst)
+                money, paid = money_of(self._price, reply, worst)
+                self.usd += money.get("usd", 0.0)
                 entry = result_entry(intent, reply, seconds=seconds, money=money)
                 await self._segment.append(entry)
             except OSError as error:  # the journal cannot be written: stop before more is paid
@@ -180,16 +152,6 @@ class TeacherClient:
             detail = clean(f"{type(error).__name__}: {error}", self._key)
             return Reply(Outcome.TRANSPORT, detail=detail, non_retryable=True, maybe_billed=True)
 
-    def _money(self, reply: Reply, worst: float) -> tuple[Entry, float]:
-        """What goes on record, and what is taken off the budget."""
-        if self._price is None:
-            return {}, 0.0
-        if reply.usage is not None:
-            usd = self._price.cost(reply.usage)
-            self.usd += usd
-            return {"usd": usd}, usd
-        return ({"possibly_usd": worst}, worst) if reply.maybe_billed else ({}, 0.0)
-
     def _learn(self, reply: Reply, size: int) -> None:
         self.attempts[reply.outcome] += 1
         pause = reply.retry_after_s
@@ -216,15 +178,14 @@ class TeacherClient:
 
 async def make_clients(spec: PanelSpec, coordinator: Any) -> dict[str, TeacherClient]:
     """A client for every teacher of the panel; the calling loop is theirs from then on."""
-    return {section.name: _client(section, spec, coordinator) for section in spec.teachers}
-
-
-def _client(section: TeacherSection, spec: PanelSpec, coordinator: Any) -> TeacherClient:
-    in_flight = max(1, section.limits.in_flight // spec.actors)
-    return client_of(
-        section, spec.decoding, spec.place, coordinator,
-        in_flight=in_flight, max_failures=spec.max_failures, max_pause_s=spec.max_pause_s,
-    )  # fmt: skip
+    return {
+        section.name: client_of(
+            section, spec.decoding, spec.place, coordinator,
+            in_flight=max(1, section.limits.in_flight // spec.actors),
+            max_failures=spec.max_failures, max_pause_s=spec.max_pause_s,
+        )
+        for section in spec.teachers
+    }  # fmt: skip
 
 
 def client_of(

@@ -111,20 +111,26 @@ def places_of(keys: list[str], sorted_keys: NDArray[np.bytes_]) -> list[int]:
     return places
 
 
-def read_record(entries: Iterable[Entry], *, with_gaps: bool = False) -> Record:
-    """One pass over a journal."""
+def read_record(
+    entries: Iterable[Entry], *, with_gaps: bool = False, given_up: bool = False
+) -> Record:
+    """One pass over a journal.
+
+    given_up: take calls that failed for good as settled, so that this command leaves them alone.
+    """
     keys, gaps = bytearray(), array("d")
     record = Record(np.empty(0, f"S{PREFIX_BYTES}"), np.empty(0))
     intents: dict[str, Entry] = {}  # attempts under way, or cut off
     early: set[str] = set()  # results that were read before their intents: files have no order
     done: set[str] = set()
+    not_found: set[str] = set()  # jobs that a look at the provider did not show
     ids: dict[str, str] = {}
     for entry in entries:
         kind = entry["kind"]
         if kind == "job" and entry["job"]:
             ids[entry["token"]] = entry["job"]
         elif kind == "job_done":
-            done.add(entry["token"])
+            (done if entry["job"] else not_found).add(entry["token"])
         elif kind == "intent":
             if entry["id"] in early:
                 early.discard(entry["id"])
@@ -133,15 +139,15 @@ def read_record(entries: Iterable[Entry], *, with_gaps: bool = False) -> Record:
         elif kind == "result":
             if intents.pop(entry["id"], None) is None:
                 early.add(entry["id"])
-            if entry["outcome"] in SETTLED:
+            if entry["outcome"] in SETTLED or (given_up and entry.get("non_retryable")):
                 keys += prefix(entry["key"])
                 if with_gaps:
                     gaps.append(gap_of(entry["outcome"], entry.get("text")))
             _add(record.spent.setdefault(entry["teacher"], Spent()), entry)
     for intent in intents.values():
         token = intent.get("job")
-        if token in done:
-            continue  # the provider never took this job
+        if token in done or (token in not_found and token not in ids):
+            continue  # the provider never took this job; one that has an id by now, it did
         worst = intent.get("worst_usd", 0.0)
         record.spent.setdefault(intent["teacher"], Spent()).possibly_usd += worst
         if token is None:

@@ -20,11 +20,11 @@ from sp2dpo_ray.annotate.engine import start_engine
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.limiter import limiter_of
 from sp2dpo_ray.annotate.metrics import expect
-from sp2dpo_ray.annotate.pipeline import Progress, Tally
 from sp2dpo_ray.annotate.pipeline import annotate as ask_panel
 from sp2dpo_ray.annotate.preflight import NoRoom, preflight
 from sp2dpo_ray.annotate.record import read_record
 from sp2dpo_ray.annotate.table import Predict, pair_chunks, write_annotations
+from sp2dpo_ray.annotate.tally import Progress, Tally
 from sp2dpo_ray.console import bars, say
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.artifact import Draft

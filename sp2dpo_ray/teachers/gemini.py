@@ -125,15 +125,21 @@ def failure(error: errors.APIError, key: str | None) -> Reply:
     headers = getattr(error.response, "headers", None) or {}
     reasons = {part.get("reason") for part in parts}
     return Reply(
-        _outcome(error.code, reasons, str(error.message)),
+        outcome_of(error.code, reasons, str(error.message)),
         detail=clean(f"{type(error).__name__}: {error}", key),
         retry_after_s=seconds(delay) or seconds(headers.get("Retry-After")),
-        non_retryable=400 <= error.code < 500 and error.code not in RETRYABLE_STATUS,
+        non_retryable=is_final(error.code),
         raw=clean(json.dumps(details), key, length=None),
     )
 
 
-def _outcome(status: int, reasons: set[str | None], message: str) -> Outcome:
+def is_final(status: int) -> bool:
+    """Whether an HTTP status says that the same request cannot fare better later."""
+    return 400 <= status < 500 and status not in RETRYABLE_STATUS
+
+
+def outcome_of(status: int, reasons: set[str | None], message: str) -> Outcome:
+    """The outcome that an HTTP status and Gemini's reasons stand for."""
     if status in (401, 403, 404) or "API_KEY_INVALID" in reasons or "API key" in message:
         return Outcome.AUTH
     if status == 429:

@@ -15,14 +15,21 @@ import aiohttp
 from google.genai import errors, types
 
 from sp2dpo_ray.config import DecodingSection, TeacherSection
-from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.teachers.base import Reply, api_key, clean
 from sp2dpo_ray.teachers.batch import Look, State
-from sp2dpo_ray.teachers.gemini import make_client, read_response, settings_of
+from sp2dpo_ray.teachers.gemini import (
+    is_final,
+    make_client,
+    outcome_of,
+    read_response,
+    settings_of,
+)
 
 # an expired job has no results, so all of its calls come back as missing; that costs nothing
 ENDED = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "EXPIRED", "CANCELLED")
+# a line's error carries a code of gRPC: its HTTP status, where a later attempt fares no better
+RPC_STATUS = {3: 400, 5: 404, 7: 403, 8: 429, 9: 400, 11: 400, 16: 401}
 
 
 class GeminiBatch:
@@ -87,8 +94,14 @@ class GeminiBatch:
         if isinstance(response := line.get("response"), dict):
             return line["key"], read_response(json.dumps(response), self._key)
         error = line.get("error") or line.get("status") or line
-        message = error.get("message") if isinstance(error, dict) else error
-        return line["key"], Reply(Outcome.TRANSPORT, detail=clean(f"batch: {message}", self._key))
+        told = error if isinstance(error, dict) else {"message": error}
+        message, code = told.get("message"), told.get("code")
+        status = RPC_STATUS.get(code, code) if isinstance(code, int) else 500
+        return line["key"], Reply(
+            outcome_of(status, set(), str(message)),
+            detail=clean(f"batch: {message}", self._key),
+            non_retryable=is_final(status),
+        )
 
     def refused(self, error: Exception) -> bool | None:
         if isinstance(error, errors.APIError):

@@ -19,6 +19,7 @@ from sp2dpo_ray.teachers.base import Reply, api_key, clean
 from sp2dpo_ray.teachers.batch import Look, State
 from sp2dpo_ray.teachers.openai_compatible import (
     PATH,
+    is_final,
     make_client,
     outcome_of,
     read_completion,
@@ -92,7 +93,8 @@ class OpenAIBatch:
         message = str(error.get("message") or "no answer in the batch")
         outcome = outcome_of(status, error.get("code"), message) if status else Outcome.TRANSPORT
         detail = clean(f"batch: HTTP {status}: {message}", self._key)
-        return line["custom_id"], Reply(outcome, detail=detail)
+        final = bool(status) and is_final(status)
+        return line["custom_id"], Reply(outcome, detail=detail, non_retryable=final)
 
     def refused(self, error: Exception) -> bool | None:
         if isinstance(error, openai.APIStatusError):

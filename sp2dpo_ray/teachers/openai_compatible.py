@@ -112,7 +112,7 @@ def failure(error: openai.APIStatusError, key: str | None) -> Reply:
         detail=clean(f"{type(error).__name__}: {error}", key),
         request_id=error.request_id,
         retry_after_s=_pause(headers),
-        non_retryable=400 <= error.status_code < 500 and error.status_code not in RETRYABLE_STATUS,
+        non_retryable=is_final(error.status_code),
         raw=clean(error.response.text, key, length=None),
     )
 
@@ -126,6 +126,11 @@ def _pause(headers: httpx2.Headers) -> float | None:
     used_up = (name for name in LIMITS if headers.get(f"x-ratelimit-remaining-{name}") == "0")
     resets = [seconds(headers.get(f"x-ratelimit-reset-{name}")) for name in used_up]
     return max((reset for reset in resets if reset is not None), default=None)
+
+
+def is_final(status: int) -> bool:
+    """Whether an HTTP status says that the same request cannot fare better later."""
+    return 400 <= status < 500 and status not in RETRYABLE_STATUS
 
 
 def outcome_of(status: int, code: str | None, message: str) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import traceback
 from collections import Counter
 from dataclasses import replace
@@ -18,9 +19,9 @@ from sp2dpo_ray.annotate.answers import Answers
 from sp2dpo_ray.annotate.batches import Order, Runner
 from sp2dpo_ray.annotate.coordinator import Budget
 from sp2dpo_ray.annotate.journal import Journal
-from sp2dpo_ray.annotate.pipeline import Tally
 from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.annotate.spec import PanelSpec
+from sp2dpo_ray.annotate.tally import Tally
 from sp2dpo_ray.config import DecodingSection, TeacherSection
 from sp2dpo_ray.core.calls import calls_of
 from sp2dpo_ray.core.pairs import PAIR_FIELDS, pairs_from
@@ -97,6 +98,16 @@ def record_of(pairs: Path) -> Record:
     return read_record(Journal(Folder(pairs.parent / "journal")).new_entries())
 
 
+class Puts:
+    """An object store as far as one writer sees it."""
+
+    def __init__(self) -> None:
+        self.objects: list[bytes] = []
+
+    def put(self, name: str, content: bytes) -> None:
+        self.objects.append(content)
+
+
 @each_provider
 def test_files_go_out_and_answers_come_back_under_the_same_keys(provider: str, pairs: Path) -> None:
     with serve() as server:
@@ -130,8 +141,6 @@ def test_files_go_out_and_answers_come_back_under_the_same_keys(provider: str, p
 @each_provider
 def test_a_request_in_a_file_is_the_request_of_interactive_mode(provider: str, pairs: Path) -> None:
     """The same body, to the last option: else the same key would stand for two things."""
-    import json
-
     from sp2dpo_ray.teachers.catalogue import make_teacher
 
     with serve() as server:
@@ -257,6 +266,52 @@ def test_failed_and_missing_lines_are_asked_again_alone(provider: str, pairs: Pa
     # a third of 30, of the 20 left, and of the 13 left then
     assert counts(rows) == {("ok", False): 10 + 7 + 4, ("transport", False): 9}
     assert max(batches.asked.values()) == 3
+
+
+@each_provider
+def test_a_line_that_is_at_fault_itself_is_not_handed_in_again(provider: str, pairs: Path) -> None:
+    turns = itertools.count()
+    with serve() as server:
+        batches = batches_of(server, provider)
+        batches.plan = lambda _: ["ok", "refused"][next(turns) % 2]
+        rows = work(order(provider, server, pairs))
+        assert len(batches.jobs) == 1
+    assert counts(rows) == {("ok", False): 15, ("transport", False): 15}
+    (bad,) = [row for row in rows if row["outcome"] == "transport"]
+    assert bad["final"]
+    assert "batch error" in bad["detail"]
+    tally = Tally()
+    tally.take(rows, lambda *_: None)
+    assert (tally.failed, tally.outcomes["t"]["transport"]) == (0, 15)
+    # the next command may ask again, another round of this one does not
+    assert sum(record_of(pairs).settled(list(batches.asked))) == 15
+    entries = Journal(Folder(pairs.parent / "journal")).new_entries()
+    assert all(read_record(entries, given_up=True).settled(list(batches.asked)))
+
+
+@each_provider
+def test_an_answer_that_tells_no_usage_counts_at_its_worst(provider: str, pairs: Path) -> None:
+    with serve() as server:
+        batches_of(server, provider).plan = lambda _: "unbilled"
+        the = order(provider, server, pairs)
+        coordinator = FakeCoordinator(Budget(None, 0.0))
+        assert counts(work(the, coordinator)) == {("ok", False): CALLS}
+    spent = record_of(pairs).spent["t"]
+    assert (spent.usd, spent.possibly_usd) == (0.0, pytest.approx(worst_of(the)))
+    assert coordinator.budget.spent == pytest.approx(worst_of(the))
+
+
+def test_a_job_is_few_objects_in_an_object_store(pairs: Path) -> None:
+    store = Puts()
+    with serve() as server:
+        the = order("openai", server, pairs)
+        work(replace(the, spec=replace(the.spec, place=store)))
+    # intents (the first line goes alone), two notes of the job, results, a note of its end
+    assert len(store.objects) <= 7
+    entries = [json.loads(line) for body in store.objects for line in body.splitlines()]
+    assert Counter(entry["kind"] for entry in entries) == {
+        "intent": CALLS, "job": 2, "result": CALLS, "job_done": 1
+    }  # fmt: skip
 
 
 def test_a_job_that_fails_stops_with_its_reason(pairs: Path) -> None:

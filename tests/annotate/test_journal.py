@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sp2dpo_ray.annotate.answers import Answers
-from sp2dpo_ray.annotate.client import intent_entry, result_entry
+from sp2dpo_ray.annotate.entries import intent_entry, result_entry
 from sp2dpo_ray.annotate.journal import Entry, Journal, Segment, write_line
 from sp2dpo_ray.annotate.merge import merge_segments
 from sp2dpo_ray.annotate.record import Record, read_record
@@ -304,6 +304,20 @@ def test_a_record_grows_by_what_came_later(tmp_path: Path) -> None:
     assert record.keys.tolist() == whole.keys.tolist()
     assert sorted(map(str, record.gaps)) == sorted(map(str, whole.gaps)) == ["0.2", "0.4", "nan"]
     assert record.usd == whole.usd == 0.75
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+def test_a_job_with_an_id_wins_over_a_look_that_did_not_find_it(order: list[int]) -> None:
+    """Another command looked for it in the moment before it was created."""
+    intent = attempt(CALLS[0], None, worst=1.0)[0] | {"job": "k"}
+    about = {"token": "k", "teacher": "t", "calls": 1, "time": 0.0}
+    notes = [about | {"kind": "job", "job": None}, about | {"kind": "job_done", "job": None},
+             about | {"kind": "job", "job": "batch_1"}]  # fmt: skip
+    record = read_record([intent, *(notes[n] for n in order)])
+    assert (record.jobs["k"].id, record.usd) == ("batch_1", 1.0)
+    assert read_record([intent, *notes[:2]]).jobs == {}
+    taken = about | {"kind": "job_done", "job": "batch_1"}
+    assert read_record([intent, *notes, taken]).jobs == {}
 
 
 def test_every_settled_outcome_is_known() -> None:
