@@ -28,6 +28,7 @@ from sp2dpo_ray.core.calls import Call
 from sp2dpo_ray.core.economy import needed_first, settled
 from sp2dpo_ray.core.pairs import pairs_from
 
+WATCH_S = 1.0
 PLACE = "place"  # column of a pair's number among all pairs of the stage
 OUTPUT = pa.schema(
     [
@@ -93,6 +94,8 @@ class PanelActor:
             make_clients(spec, coordinator), self._loop
         ).result()
         self._usd = dict.fromkeys(self._clients, 0.0)
+        self._under_way = 0
+        self._watching = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return asyncio.run_coroutine_threadsafe(self._annotate(batch), self._loop).result()
@@ -112,6 +115,17 @@ class PanelActor:
             self._metrics.attempts(name, client.attempts)
             client.attempts.clear()
         return table
+
+    async def _watch(self) -> None:
+        """Once the stage is stopping, begin nothing, and say when what was begun has ended: a
+        request that is cut off may be paid, and is asked again."""
+        while not await self._coordinator.stopping.remote():
+            await asyncio.sleep(WATCH_S)
+        for client in self._clients.values():
+            client.halt("the stage is stopping")
+        while self._under_way:
+            await asyncio.sleep(WATCH_S / 10)
+        await self._coordinator.idle.remote()
 
     def _recorded(self) -> set[bytes]:
         return {
@@ -152,7 +166,11 @@ class PanelActor:
         if known is not None:
             counts.add(call, Outcome.OK, reused=True)
             return known
-        reply = await self._clients[call.teacher].ask(call)
+        self._under_way += 1
+        try:
+            reply = await self._clients[call.teacher].ask(call)
+        finally:
+            self._under_way -= 1
         counts.add(call, reply.outcome, reply.detail, final=reply.non_retryable)
         return gap_of(reply.outcome, reply.text) if self._spec.early_stop else nan
 

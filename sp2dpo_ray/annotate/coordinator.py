@@ -1,4 +1,4 @@
-"""The coordinator of one run: its budget, and which pairs were begun.
+"""The coordinator of one run: its budget, which pairs were begun, whether the stage is stopping.
 
 In: reservations and what became of them; places of pairs. Out: whether money is left; whether a
 pair may have been worked on before. Invariant: money spent and money reserved for attempts in
@@ -85,6 +85,8 @@ class Coordinator:
         self._budget = Budget(cap, spent)
         self._settled_at = time.monotonic()
         self._begun = bytearray()  # a byte a pair
+        self._stopping = False
+        self._idle = 0
         self._forgot = ray.get_runtime_context().was_current_actor_reconstructed
         if self._forgot and cap is not None and STATE in place.files(STATE):
             state = json.loads(place.open(STATE).read())
@@ -105,6 +107,18 @@ class Coordinator:
     def forget(self) -> None:
         """A new round: all pairs begin anew, with what is on record by now known to all."""
         self._begun = bytearray()
+
+    def stop(self) -> int:
+        """Let nothing more begin; how many actors have nothing under way any more."""
+        self._stopping = True
+        return self._idle
+
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def idle(self) -> None:
+        """An actor that knows of the stop has nothing under way any more."""
+        self._idle += 1
 
     def exchange(
         self, caller: str, number: int, released: float, paid: float, wanted: list[float]

@@ -23,7 +23,7 @@ from sp2dpo_ray.annotate.actor import PLACE, PanelActor
 from sp2dpo_ray.annotate.journal import Journal
 from sp2dpo_ray.annotate.record import Record, read_record
 from sp2dpo_ray.annotate.spec import PanelSpec
-from sp2dpo_ray.annotate.tally import Progress, Tally
+from sp2dpo_ray.annotate.tally import Progress, Tally, ends_stage
 from sp2dpo_ray.core.files import PAIRS
 from sp2dpo_ray.core.pairs import PAIR_FIELDS
 from sp2dpo_ray.core.place import Place
@@ -51,23 +51,40 @@ def annotate(
     rounds: passes over the pairs; one after the first asks again what failed for reasons that may
     pass, as long as others are answered. progress(teacher, calls, note) is told each time that
     calls are done. Raises TeacherStopped when a teacher refuses us or keeps failing, Stopped when
-    the budget is used up; what was answered by then is in the journal.
+    the budget is used up, after the requests under way have ended; what was answered by then is in
+    the journal.
     """
     with _patient_small_blocks():
         for number in range(rounds):
             now = Tally() if number else tally
             show = progress if number == 0 else partial(_only_note, progress)
-            start = time.perf_counter()
+            start, last = time.perf_counter(), None
             for batch in _stream(files, spec, record, coordinator, pairs_per_batch):
                 now.seconds = time.perf_counter() - start
-                now.take(batch.to_pylist(), show)
+                rows = batch.to_pylist()
+                if last is None:
+                    last = next(filter(ends_stage, rows), None)
+                    deadline = time.perf_counter() + spec.decoding.timeout_s
+                else:  # what was under way; the others were not asked
+                    rows = [row for row in rows if not ends_stage(row)]
+                now.count(rows, show)
+                # requests under way are paid for: their answers are waited for, and no others
+                if last and (_all_idle(coordinator, spec) or time.perf_counter() > deadline):
+                    break
+            if last is not None:
+                now.stop_for(last)
             if number:
                 tally.replace_failed(now)
-            if not now.failed or now.failed == now.made.total():
+            if not now.failed or now.failed == now.made.total() - now.given_up.total():
                 return
             ray.get(coordinator.forget.remote())
             since = journal.new_entries()
             record.add(read_record(since, with_gaps=spec.early_stop is not None, given_up=True))
+
+
+def _all_idle(coordinator: Any, spec: PanelSpec) -> bool:
+    idle: int = ray.get(coordinator.stop.remote())
+    return idle >= spec.actors
 
 
 def _only_note(progress: Progress, teacher: str, calls: int, note: str) -> None:

@@ -9,14 +9,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from sp2dpo_ray.core.annotation import Outcome
 from sp2dpo_ray.errors import Stopped, TeacherStopped
 from sp2dpo_ray.teachers.retry import RETRYABLE
 
 Progress = Callable[[str, int, str], None]  # teacher, calls since, note
-HALTED = frozenset({Outcome.AUTH, Outcome.NOT_ATTEMPTED})
+ENDS = frozenset({Outcome.BUDGET_STOP, Outcome.AUTH, Outcome.NOT_ATTEMPTED})
+
+
+def ends_stage(row: dict[str, Any]) -> bool:
+    """Whether nothing more can come after this row."""
+    return not row["reused"] and Outcome(row["outcome"]) in ENDS
 
 
 @dataclass(slots=True)
@@ -51,24 +56,26 @@ class Tally:
 
     def take(self, rows: list[dict[str, Any]], progress: Progress) -> None:
         """Count rows and show them; raises Stopped for what must end the stage."""
+        self.count(rows, progress)
+        for row in filter(ends_stage, rows):
+            self.stop_for(row)
+
+    def count(self, rows: list[dict[str, Any]], progress: Progress) -> None:
+        """Count rows and show them."""
         for row in rows:
             self.add(row)
             progress(row["teacher"], row["calls"], self.note(row["teacher"]))
-        for row in rows:
-            if not row["reused"]:
-                self._stop_for(row)
 
-    def _stop_for(self, row: dict[str, Any]) -> None:
-        outcome = Outcome(row["outcome"])
-        if outcome is Outcome.BUDGET_STOP:
+    def stop_for(self, row: dict[str, Any]) -> NoReturn:
+        """Raise what a row that ends the stage says."""
+        if Outcome(row["outcome"]) is Outcome.BUDGET_STOP:
             raise Stopped(
                 "budget.usd has no room for another call: calls in flight are counted at the most "
                 f"they can cost. {self._go_on('Raise budget.usd')}"
             )
-        if outcome in HALTED:
-            raise TeacherStopped(
-                f"teacher {row['teacher']}: {row['detail']}\n{self._go_on('Mend the cause')}"
-            )
+        raise TeacherStopped(
+            f"teacher {row['teacher']}: {row['detail']}\n{self._go_on('Mend the cause')}"
+        )
 
     def _go_on(self, mend: str) -> str:
         return (

@@ -93,7 +93,7 @@ class OpenAIBatch:
         message = str(error.get("message") or "no answer in the batch")
         outcome = outcome_of(status, error.get("code"), message) if status else Outcome.TRANSPORT
         detail = clean(f"batch: HTTP {status}: {message}", self._key)
-        final = bool(status) and is_final(status)
+        final = status is not None and is_final(status)
         return line["custom_id"], Reply(outcome, detail=detail, non_retryable=final)
 
     def refused(self, error: Exception) -> bool | None:
