@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import pyarrow.compute as pc
@@ -27,14 +28,14 @@ from sp2dpo_ray.annotate.table import Predict, pair_chunks, write_annotations
 from sp2dpo_ray.annotate.tally import Progress, Tally
 from sp2dpo_ray.console import bars, say
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
-from sp2dpo_ray.core.artifact import Draft
+from sp2dpo_ray.core.artifact import Draft, Provenance
 from sp2dpo_ray.core.files import ANNOTATIONS, TRAIN
 from sp2dpo_ray.distill.predictions import SERVED_BY_PREDICTOR, UNFAMILIAR_NOTE
 from sp2dpo_ray.distill.record import check_predictors
 from sp2dpo_ray.errors import DataError, Stopped, TeacherStopped
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages import missing
-from sp2dpo_ray.stages.panel import PanelWork, panel_of
+from sp2dpo_ray.stages.panel import PanelWork, journal_held, panel_of
 from sp2dpo_ray.teachers.catalogue import settings_of
 
 FINAL = SETTLED | {Outcome.SKIPPED, Outcome.PREDICTED}
@@ -61,8 +62,13 @@ def annotate(run: Run) -> Summary:
             "calls_reused": done.summary["calls"],
             "cost_usd": 0.0,
         }
+    with nullcontext() if run.offline else journal_held(panel.spec.place):
+        return _annotated(run, panel, provenance)
+
+
+def _annotated(run: Run, panel: PanelWork, provenance: Provenance) -> Summary:
     tally, predict = Tally(), None
-    if mix is None:
+    if run.config.annotate.mix is None:
         _ask(run, panel, tally)
     else:
         panel, predict = _mixed(run, panel, tally)

@@ -7,6 +7,8 @@ made here, so neither a key nor an SDK is needed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ from sp2dpo_ray.annotate.spec import PanelSpec
 from sp2dpo_ray.annotate.table import Expected
 from sp2dpo_ray.annotate.twins import find_twins
 from sp2dpo_ray.core.files import EVAL, TRAIN
-from sp2dpo_ray.core.place import find_place
+from sp2dpo_ray.core.place import Folder, Place, find_place
 from sp2dpo_ray.core.prompts import load_prompts
 from sp2dpo_ray.distill.choice import at_random
-from sp2dpo_ray.run import Run
+from sp2dpo_ray.run import Held, Run, hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,22 @@ class PanelWork:
             "redact": spec.redact,
             "early_stop": spec.early_stop and [spec.early_stop[0], asdict(spec.early_stop[1])],
         }
+
+
+@contextmanager
+def journal_held(place: Place) -> Iterator[None]:
+    """Hold a journal for one command: what is on record is read once, so that of two commands each
+    would pay for what the other has asked since. Of an object store nothing is held."""
+    with ExitStack() as stack:
+        if isinstance(place, Folder):
+            try:
+                stack.enter_context(hold(place.root))
+            except Held:
+                raise Held(
+                    f"annotate.journal: another command is working on {place}; wait for it, then "
+                    "run the same command: what that one paid for is not asked again"
+                ) from None
+        yield
 
 
 def panel_of(run: Run) -> PanelWork:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -17,13 +17,17 @@ from sp2dpo_ray.annotate.entries import intent_entry, result_entry
 from sp2dpo_ray.annotate.journal import Entry, Journal, Segment, write_line
 from sp2dpo_ray.annotate.merge import merge_segments
 from sp2dpo_ray.annotate.record import Record, read_record
+from sp2dpo_ray.config import load_config
 from sp2dpo_ray.core.annotation import SETTLED, Outcome
 from sp2dpo_ray.core.calls import Call, TeacherIdentity, calls_of
 from sp2dpo_ray.core.costs import Usage
 from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.core.place import Folder, Place
 from sp2dpo_ray.core.prompts import load_prompts
-from sp2dpo_ray.errors import ArtifactError
+from sp2dpo_ray.errors import ArtifactError, Stopped
+from sp2dpo_ray.run import Run
+from sp2dpo_ray.stages import STAGES
+from sp2dpo_ray.stages.panel import journal_held
 from sp2dpo_ray.teachers.base import Reply
 
 PROMPTS = load_prompts(("v1", "v2", "v3"))
@@ -318,6 +322,22 @@ def test_a_job_with_an_id_wins_over_a_look_that_did_not_find_it(order: list[int]
     assert read_record([intent, *notes[:2]]).jobs == {}
     taken = about | {"kind": "job_done", "job": "batch_1"}
     assert read_record([intent, *notes, taken]).jobs == {}
+
+
+def test_one_command_at_a_time_works_on_a_journal(demo_config: Path, tmp_path: Path) -> None:
+    """Each reads the record once, and would pay for what the other has asked since."""
+    shared = tmp_path / "shared"
+    overrides = (f"annotate.journal={shared}", "data.limit=2", "data.eval_fraction=0")
+    run = Run(load_config(str(demo_config), overrides))
+    STAGES["prepare"](run)
+    with journal_held(Folder(shared)):
+        for stage in ("annotate", "compact"):
+            with pytest.raises(Stopped, match=r"another command is working on .*/shared; wait"):
+                STAGES[stage](run)
+    assert STAGES["compact"](run)["files_after"] == 0
+    elsewhere = cast(Place, object())  # no folder: nothing is held
+    with journal_held(elsewhere), journal_held(elsewhere):
+        pass
 
 
 def test_every_settled_outcome_is_known() -> None:
