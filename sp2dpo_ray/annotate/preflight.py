@@ -52,7 +52,8 @@ def preflight(
         except LOST as error:
             if not left:
                 raise Stopped(
-                    f"preflight: its worker was lost {TRIES} times, last: {error}"
+                    f"preflight: its worker was lost {TRIES} times, last: {error}. Look at the "
+                    "nodes, then run the same command"
                 ) from None
             # the worker may have recorded an answer before it went
             record = read_record(Journal(spec.place).new_entries())
