@@ -12,9 +12,9 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# no Ray: under two minutes
+# no Ray, nothing slow: under two minutes
 test-fast: install
-	$(BIN)/python -m pytest -m "not ray and not browser"
+	$(BIN)/python -m pytest -m "not ray and not browser and not slow"
 
 check: install
 	$(BIN)/ruff check .

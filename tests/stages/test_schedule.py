@@ -115,7 +115,7 @@ def test_verify_and_arms_fit_what_the_schedule_was_fitted_on(
     table = load_schedule(run.path("schedule"))
     recipe = run.config.recipe
     (estimator,) = (row for row in recipe.estimators if row.name == "weighted_teachers")
-    again = remapped(table, recipe, (("estimator", estimator.name),))
+    again = remapped(table, table, recipe, (("estimator", estimator.name),))
     np.testing.assert_allclose(again.betas, table[estimator.column].to_numpy(), atol=1e-12)
 
 

@@ -44,7 +44,7 @@ def test_no_pair_to_score_on_the_way_is_no_score() -> None:
     none = torch.zeros(1)
     model: Any = SimpleNamespace(model=torch.nn.Identity(), score=None)
     how = Computing(0, torch.device("cpu"), 64, "plain")
-    assert interim_scores(model, Pairs([one], none, none, none), how, ALONE) == {}
+    assert interim_scores(model, Pairs([one], none, none, none), [], how, ALONE) == {}
 
 
 def test_means_are_over_pairs_however_they_were_batched() -> None:
