@@ -12,7 +12,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# no Ray, nothing slow: under two minutes
+# no Ray, nothing slow: about three minutes on two cores
 test-fast: install
 	$(BIN)/python -m pytest -m "not ray and not browser and not slow"
 

@@ -93,6 +93,7 @@ def same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-5) ->
         assert torch.allclose(tensor.float(), other["trained"][name], atol=20 * tolerance), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["lora", "full", "peft"])
 @pytest.mark.parametrize("strategy", SHARES)
 def test_shares_train_as_one_worker_that_holds_everything(
@@ -103,6 +104,7 @@ def test_shares_train_as_one_worker_that_holds_everything(
     same(results[2][f"{strategy} {how}"], alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["wide lora", "wide full"])
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp"])
 def test_workers_may_cut_the_head_into_different_numbers_of_pieces(
@@ -111,15 +113,18 @@ def test_workers_may_cut_the_head_into_different_numbers_of_pieces(
     same(results[2][f"{strategy} {how}"], results[1][how])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "zero3"])
 def test_terms_of_a_step_are_those_of_all_workers(results: Any, strategy: str) -> None:
     same(results[2][f"{strategy} step"], results[1]["step"])
 
 
+@pytest.mark.slow
 def test_two_whole_students_train_as_one(results: Any) -> None:
     same(results[2]["ddp lora"], results[1]["lora"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", *SHARES])
 def test_a_saved_state_goes_on_to_the_same_bits(results: Any, strategy: str) -> None:
     whole, resumed = (results[2][f"{strategy} {how}"] for how in ("lora", "resumed"))
@@ -128,6 +133,7 @@ def test_a_saved_state_goes_on_to_the_same_bits(results: Any, strategy: str) -> 
         assert torch.equal(tensor, resumed["trained"][name]), name
 
 
+@pytest.mark.slow
 def test_fsdp_goes_on_with_another_number_of_workers(results: Any) -> None:
     whole, resumed = results[2]["fsdp lora"], results[1]["fsdp resumed"]
     assert resumed["losses"] == pytest.approx(whole["losses"][3:], rel=1e-5)
