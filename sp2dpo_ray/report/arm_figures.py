@@ -69,9 +69,11 @@ def betas_by_arm(betas: dict[str, list[float]]) -> str:
 def judged_gain(rows: list[Json]) -> str:
     """Length-controlled win rate of each student less that of the best global beta, in points: the
     paper's Figure 2."""
-    rate = {row["model"]: row["figures"]["length_controlled_winrate"] for row in rows}
-    base = rate[rows[0]["baseline"]]
-    models = [name for name in rate if name != rows[0]["baseline"]]
+    told = {row["model"]: row["figures"]["length_controlled_winrate"] for row in rows}
+    rate = {name: value for name, value in told.items() if value is not None}
+    base = rate.get(rows[0]["baseline"])
+    # without a rate of the baseline's there is nothing to be more or less than
+    models = [name for name in rate if base is not None and name != rows[0]["baseline"]]
     gains = [rate[name] - base for name in models]
     colours = [COLOURS[2] if gain > 0 else COLOURS[1] for gain in gains]
     figure = go.Figure(go.Bar(x=gains, y=models, orientation="h", marker_color=colours))

@@ -27,6 +27,7 @@ NEARLY_CONSTANT = 0.02  # between the 5 % and the 95 % quantile of beta
 MANY_FLIPPED = 0.1
 FEWEST_PAIRS = 20  # held out; of fewer no arm is called better or worse
 TOO_FEW = "too few pairs"
+LENGTH_CONTROLLED = "length_controlled_winrate"
 Json = dict[str, Any]
 
 
@@ -170,10 +171,19 @@ def _arms(arms: list[Json], trained: int) -> Card:
 
 
 def _judged(judged: list[Json]) -> Card:
-    best = max(judged, key=lambda row: row["figures"]["length_controlled_winrate"])
-    rate = best["figures"]["length_controlled_winrate"]
-    detail = f"{best['model']}: length-controlled win rate on AlpacaEval 2; {best['verdict']}"
-    clear = bool(best["gain"]) and best["gain"]["low"] > 0
+    rated = [row for row in judged if row["figures"][LENGTH_CONTROLLED] is not None]
+    if not rated:
+        detail = "too little was judged for a length-controlled win rate on AlpacaEval 2"
+        return Card("Judged best", "not told", detail, PLAIN, "judged")
+    best = max(rated, key=lambda row: row["figures"][LENGTH_CONTROLLED])
+    others = len(judged) - 1
+    detail = (
+        f"{best['model']}: length-controlled win rate on AlpacaEval 2, highest of {len(rated)}. By "
+        f"plain preference, item by item: {best['verdict']}. Good where that is clear and nothing "
+        "was chosen among several"
+    )
+    clear = others == 1 and bool(best["gain"]) and best["gain"]["low"] > 0
+    rate = best["figures"][LENGTH_CONTROLLED]
     return Card("Judged best", f"{rate:.2f} %", detail, GOOD if clear else PLAIN, "judged")
 
 

@@ -194,8 +194,9 @@ def _student(
     for row in judged:
         name = row["model"] if row["model"] == BASE else parse_arm(row["model"]).base
         of_arm = cells.setdefault(name, {})
-        of_arm.setdefault(LC, []).append(row["figures"]["length_controlled_winrate"])
-        of_arm.setdefault(WR, []).append(row["figures"]["win_rate"])
+        for column, figure in ((LC, "length_controlled_winrate"), (WR, "win_rate")):
+            if row["figures"][figure] is not None:
+                of_arm.setdefault(column, []).append(row["figures"][figure])
     means = {arm: {k: float(np.mean(v)) for k, v in of.items()} for arm, of in cells.items()}
     columns = [*((LC, WR) if judged else ()), ACCURACY, MARGIN]
     return Student(run.config.run.name, run.config.panel, means), columns

@@ -161,6 +161,21 @@ def test_numbers_in_the_cells_of_a_matrix_can_be_read() -> None:
         assert min(contrast(colour, NUMBER) for _, colour in scale) >= 4.5
 
 
+def test_judged_rates_that_cannot_be_told_are_left_open(tmp_path: Path) -> None:
+    """Of one student, and then of all: a page, a card and a chart all the same."""
+    nothing = {"length_controlled_winrate": None, "win_rate": None, "standard_error": None}
+    first, second = page_data().judged
+    for name, rows, said in (
+        ("one", [first | {"figures": first["figures"] | nothing}, second], "8.50 %"),
+        ("all", [row | {"figures": row["figures"] | nothing} for row in (first, second)],
+         "too little was judged for a length-controlled win rate"),
+    ):  # fmt: skip
+        (folder := tmp_path / name).mkdir()
+        page = written(page_data(judged=rows), folder)
+        assert said in page
+        assert "None" not in page[page.index('id="judged"') :].partition("</table>")[0]
+
+
 def test_pairs_of_a_predictor_are_counted(tmp_path: Path) -> None:
     data = page_data()
     page = written(page_data(figures=data.figures | {"predicted": 3}), tmp_path)
