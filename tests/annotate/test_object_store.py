@@ -127,6 +127,7 @@ def test_it_travels_without_credentials(bucket: str) -> None:
 
 
 def test_a_place_with_a_key_in_it_is_refused_and_not_repeated() -> None:
+    # pragma: allowlist nextline secret
     for where in ("s3://KEY:SECRET@bucket/x", "s3://b/x?secret_key=SECRET"):
         with pytest.raises(ConfigError, match="push must hold no credentials") as refused:
             find_place(where, named="push")
