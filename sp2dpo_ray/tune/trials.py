@@ -72,7 +72,8 @@ def run_trials(
     tuner = tune.Tuner(
         waiting(trial),
         param_space={"arm": tune.grid_search(arms)},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
+        # a trial's process serves the next one, too: it takes seconds to import what trains
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
         run_config=run_options(folder, StopsAll()),
     )
     found = {}
