@@ -179,8 +179,8 @@ def _judged(judged: list[Json]) -> Card:
     others = len(judged) - 1
     detail = (
         f"{best['model']}: length-controlled win rate on AlpacaEval 2, highest of {len(rated)}. By "
-        f"plain preference, item by item: {best['verdict']}. Good where that is clear and nothing "
-        "was chosen among several"
+        f"plain preference, item by item: {best['verdict']}. Good if that interval lies above 0 "
+        "and no other student stands beside the baseline"
     )
     clear = others == 1 and bool(best["gain"]) and best["gain"]["low"] > 0
     rate = best["figures"][LENGTH_CONTROLLED]
