@@ -37,7 +37,7 @@ from sp2dpo_ray.core.files import EVAL, TRAIN
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.run import Run, Summary
 from sp2dpo_ray.stages.measured import rates_of, reference_of
-from sp2dpo_ray.stages.panel import panel_to_ask
+from sp2dpo_ray.stages.mix_rounds import panel_to_ask
 
 # 30B, 0.6b, 8x7B: of a mixture all experts, since all of them lie in memory
 IN_NAME = re.compile(r"(?<![\d.])(?:(\d+)x)?(\d+(?:\.\d+)?)\s*[bB](?![a-zA-Z])")

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from sp2dpo_ray.config.distill import MixSection
 from sp2dpo_ray.core.artifact import write_atomically
+from sp2dpo_ray.core.files import TRAIN
 from sp2dpo_ray.core.hashing import sha256_hex
 from sp2dpo_ray.distill.choice import at_random
 from sp2dpo_ray.run import Run
-from sp2dpo_ray.stages.panel import PanelWork
+from sp2dpo_ray.stages.panel import PanelWork, panel_of
 
 STATE = ".mix"
 FOLDER, ROUNDS = "mix", "rounds.json"
@@ -57,6 +60,15 @@ def to_be_asked(run: Run, panel: PanelWork, ids: list[str]) -> set[str]:
     rest = [name for name in ids if name not in asked]
     count = max(0, share_of(mix, ids) - len(asked))
     return asked | {rest[row] for row in at_random(rest, count, mix.seed)}
+
+
+def panel_to_ask(run: Run) -> PanelWork:
+    """The panel for estimates: twins are asked once, and of a mix the pairs that rounds chose."""
+    panel = panel_of(run)
+    if run.config.annotate.mix is not None:
+        ids = pq.read_table(run.pairs_file(TRAIN), columns=["prompt_id"])["prompt_id"].to_pylist()
+        panel = panel.only(to_be_asked(run, panel, ids), ids)
+    return panel.without_twins()
 
 
 def first_round(run: Run) -> list[str] | None:

@@ -21,7 +21,6 @@ from sp2dpo_ray.annotate.twins import find_twins
 from sp2dpo_ray.core.files import EVAL, TRAIN
 from sp2dpo_ray.core.place import Folder, Place, find_place
 from sp2dpo_ray.core.prompts import load_prompts
-from sp2dpo_ray.distill.choice import at_random
 from sp2dpo_ray.run import Held, Run, hold
 
 
@@ -141,14 +140,3 @@ def panel_of(run: Run) -> PanelWork:
     )
     splits = (TRAIN, EVAL) if annotate.evaluation else (TRAIN,)
     return PanelWork(spec, {name: run.pairs_file(name) for name in splits})
-
-
-def panel_to_ask(run: Run) -> PanelWork:
-    """The panel for estimates: twins are asked once, and of a mix as many pairs at random, since
-    which ones will be asked is not known before."""
-    panel = panel_of(run)
-    if mix := run.config.annotate.mix:
-        ids = pq.read_table(run.pairs_file(TRAIN), columns=["prompt_id"])["prompt_id"].to_pylist()
-        rows = at_random(ids, round(mix.share * len(ids)), mix.seed)
-        panel = panel.only({ids[row] for row in rows}, ids)
-    return panel.without_twins()

@@ -14,7 +14,7 @@ from sp2dpo_ray.core.files import TRAINING
 from sp2dpo_ray.run import Run
 from sp2dpo_ray.stages import STAGES
 from sp2dpo_ray.stages.cluster_size import cluster_size
-from sp2dpo_ray.stages.panel import panel_to_ask
+from sp2dpo_ray.stages.mix_rounds import panel_to_ask
 from sp2dpo_ray.stages.reference import _reference_provenance, reference_folder
 
 
