@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ def test_a_new_mapping(tmp_path: Path, demo_rows: list[dict[str, Any]]) -> None:
 def test_audit_a_preference_set(tmp_path: Path, demo_rows: list[dict[str, Any]]) -> None:
     told = run("audit_a_preference_set.py", tmp_path, "here")
     assert numbers("# pairs, # calls made now", told) == [264, 264 * 9]
-    betas = load_schedule(tmp_path / "here" / "runs" / "audit", ["beta_annotators_mean_ens"])
+    columns = ["beta_annotators_mean_ens", "category"]
+    betas = load_schedule(tmp_path / "here" / "runs" / "audit", columns)
+    categories = Counter(betas["category"].to_pylist())
     beta = betas["beta_annotators_mean_ens"].to_numpy()
     assert numbers("beta: # to #, mean #", told) == pytest.approx(
         [beta.min(), beta.max(), beta.mean()], abs=5.1e-4
@@ -92,18 +95,22 @@ def test_audit_a_preference_set(tmp_path: Path, demo_rows: list[dict[str, Any]])
     with (tmp_path / "here" / "filled.csv").open(encoding="utf-8", newline="") as file:
         sheet = list(csv.DictReader(file))
     wrong = {row["prompt_id"] for row in demo_rows if row["label_flipped"]}
+    sample = [row for row in sheet if "sample" in row["why"].split()]
+    # drawn by category: each speaks for its category's share of the schedule
+    drawn = Counter(row["category"] for row in sample)
+    speaking_for = [categories[row["category"]] / drawn[row["category"]] for row in sample]
     for reason in ("flipped", "conflict", "safety", "wording", "sample"):
         listed = [row for row in sheet if reason in row["why"].split()]
-        right = np.mean([row["prompt_id"] not in wrong for row in listed])
+        weights = speaking_for if reason == "sample" else None
+        right = np.average([row["prompt_id"] not in wrong for row in listed], weights=weights)
         share, *_, count = numbers(f"listed as {reason}: # (# to #, # pairs)", told)
         assert share == pytest.approx(right, abs=5.1e-3)
         assert count == len(listed)
-    sample = [row for row in sheet if "sample" in row["why"].split()]
     for teacher in ("alba", "bruno", "carla"):
         sure = [float(row[f"confidence_{teacher}_ens"]) >= 0.5 for row in sample]
         agreed = [s == (row["verdict"] == "chosen") for s, row in zip(sure, sample, strict=True)]
         share, *_ = numbers(f"{teacher}: the person's order # (# to #, # pairs)", told)
-        assert share == pytest.approx(np.mean(agreed), abs=5.1e-3)
+        assert share == pytest.approx(np.average(agreed, weights=speaking_for), abs=5.1e-3)
     weights = json.loads(told.partition("teacher_weights: ")[2])
     assert set(weights) == {"alba", "bruno", "carla"}
     # suspects are wrong more often than the fair sample
