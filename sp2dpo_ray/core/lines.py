@@ -35,14 +35,15 @@ def append_json_line(path: Path, row: Any) -> None:
     with path.open("ab+") as file:
         file.seek(0)
         whole, newline, tail = file.read().rpartition(b"\n")
-        if tail and _is_json(tail):  # only its line break is missing
+        if tail and is_json(tail):  # only its line break is missing
             line = b"\n" + line
         elif tail:
             file.truncate(len(whole + newline))
         file.write(line)
 
 
-def _is_json(text: bytes) -> bool:
+def is_json(text: str | bytes) -> bool:
+    """Whether a text is one JSON value."""
     try:
         json.loads(text)
     except ValueError:

@@ -20,10 +20,10 @@ SPEED = ("max_length", "max_prompt_length", "keep_prompt", "keep_end_token", "pr
 
 def reference_of(run: Run) -> Manifest | None:
     """The reference pass of these pairs, this student and these options."""
+    wanted = (run.config.scoring, _inputs(run))
     for path in sorted(run.path("reference").glob(f"[0-9a-f]*/{MANIFEST}")):
         manifest = read_manifest(path.parent)
-        same = manifest is not None and manifest.settings == run.config.scoring
-        if manifest and same and manifest.inputs == _inputs(run):
+        if manifest and (manifest.settings, manifest.inputs) == wanted:
             return manifest
     return None
 

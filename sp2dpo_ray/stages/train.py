@@ -70,9 +70,7 @@ def train(
         return manifest.summary | {"reused": True}
 
     interim = eval_steps or config.train.eval_steps or 0
-    held_out = pq.read_table(run.pairs_file(EVAL), columns=["prompt_id"])["prompt_id"].to_pylist()
-    prompts = len(set(prompts_of(run.pairs_file(EVAL), held_out))) if interim else 0
-    if interim and prompts < 2:
+    if interim and (prompts := _held_out_prompts(run)) < 2:
         raise ConfigError(
             f"train.eval_steps: {interim} scores half of the held-out prompts on the way, and "
             f"there are {prompts}; give some (data.eval_fraction, data.eval_source) or leave it out"
@@ -126,6 +124,13 @@ def train(
     (folder / TRAJECTORY).with_suffix(".jsonl").unlink(missing_ok=True)
     run.seal(folder, provenance, summary)
     return summary | {"reused": False}
+
+
+def _held_out_prompts(run: Run) -> int:
+    """How many different ones the held-out pairs have."""
+    file = run.pairs_file(EVAL)
+    ids = pq.read_table(file, columns=["prompt_id"])["prompt_id"].to_pylist()
+    return len(set(prompts_of(file, ids)))
 
 
 def folder_of(run: Run, name: str) -> Path:

@@ -6,11 +6,11 @@ one. Invariant: pure functions of the text; no model, no network, no knowledge o
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from functools import partial
 
+from sp2dpo_ray.core.lines import is_json
 from sp2dpo_ray.core.taxonomy import Category
 
 WORD = re.compile(r"[a-z']+")
@@ -171,7 +171,7 @@ def _form_constraints(prompt: str) -> list[Check]:
     table: tuple[tuple[str, Check], ...] = (
         (r"lower ?case", lambda text: text == text.lower()),
         (r"(?:all|in) (?:upper ?case|capitals)", lambda text: text == text.upper()),
-        (r"\bjson\b", _is_json),
+        (r"\bjson\b", is_json),
         (r"(?:no|without|avoid) (?:any |using )*commas?", lambda text: "," not in text),
         (r"(?:no|without|avoid) (?:any |using )*(?:digits|numerals)",
          lambda text: not re.search(r"\d", text)),
@@ -192,14 +192,6 @@ def _word_constraints(prompt: str) -> list[Check]:
         *(lambda text, word=word: word in words(text) for word in set(wanted) - set(banned)),
         *(lambda text, word=word: words(text)[:1] == [word] for word in first),
     ]
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 CONSTRAINTS = (_count_constraints, _form_constraints, _word_constraints)

@@ -120,7 +120,7 @@ def train_worker(config: dict[str, Any]) -> None:
             notice = ray.train.get_preemption_info()
             saves |= notice is not None and notice != warned
             warned = notice
-        looks = bool(choosing) and step % task.eval_steps == 0
+        looks = held_out is not None and step % task.eval_steps == 0
         # logged at every checkpoint too, so that a resumed run begins with an empty window
         if saves or looks or step % options.log_steps == 0:
             now = time.perf_counter()

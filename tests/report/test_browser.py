@@ -253,6 +253,7 @@ def test_a_note_without_a_verdict_is_counted_as_not_exported(opened: Opened) -> 
             page.locator("[data-verdict=chosen]").click()
             said = "1 judged; 1 more with a note or a category but no verdict: not exported"
         page.locator("#judged-count", has_text=said).wait_for(timeout=5_000)
+        assert page.locator("#judged-count").inner_text() == said
 
 
 def test_on_a_phone_the_parts_of_the_page_cover_nothing(browser: Any, folder: Path) -> None:

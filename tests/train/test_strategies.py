@@ -14,6 +14,8 @@ from sp2dpo_ray.core.pairs import Pair
 from sp2dpo_ray.errors import ConfigError
 from sp2dpo_ray.modeling.encode import Encoding, encode_pairs
 from sp2dpo_ray.modeling.student import find_student, load_model, load_tokenizer
+from sp2dpo_ray.train.loop import steps_of
+from sp2dpo_ray.train.step import Computing
 from sp2dpo_ray.train.strategies import Setup, strategy_of
 from sp2dpo_ray.train.strategies.base import make_optimizer
 from sp2dpo_ray.train.task import Pairs
@@ -21,6 +23,7 @@ from tests.train.workers import Job, train_together
 
 SHARES = ("zero2", "zero3", "fsdp")
 LORA = LoraSection(r=4, dropout=0)
+WIDE = 4096  # words of a student whose logits do not fit into one piece
 TRAIN = {"precision": "fp32", "pairs_per_step": 4, "tokens_per_batch": 300, "epochs": 2,
          "learning_rate": 1e-3, "gpus_per_worker": 0, "workers": 2}  # fmt: skip
 
@@ -42,7 +45,7 @@ def pairs(tiny_student: Any, demo_rows: list[dict[str, Any]]) -> Pairs:
 def wide_student(tiny_student: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """With so many words that workers cut their logits into different numbers of pieces."""
     folder = tmp_path_factory.mktemp("wide")
-    config = AutoConfig.from_pretrained(tiny_student.model, vocab_size=4096)
+    config = AutoConfig.from_pretrained(tiny_student.model, vocab_size=WIDE)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     load_tokenizer(tiny_student).save_pretrained(folder)
@@ -108,8 +111,17 @@ def test_shares_train_as_one_worker_that_holds_everything(
 @pytest.mark.parametrize("how", ["wide lora", "wide full"])
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp"])
 def test_workers_may_cut_the_head_into_different_numbers_of_pieces(
-    results: Any, strategy: str, how: str
+    results: Any, pairs: Pairs, strategy: str, how: str
 ) -> None:
+    options = TrainSection(**TRAIN)
+    cut = Computing(0, torch.device("cpu"), options.tokens_per_batch, options.layout)
+    rows = (1 << 20) // (4 * WIDE)  # of logits in a piece of one MiB
+    pieces = [
+        [[-(-sum(len(pairs.encoded[i].chosen) + len(pairs.encoded[i].rejected) for i in batch)
+            // rows) for batch in cut.batches(pairs, step[rank::2])] for rank in range(2)]
+        for step in steps_of(len(pairs), options.pairs_per_step, options.epochs, options.seed)
+    ]  # fmt: skip
+    assert any(one != other for one, other in pieces)
     same(results[2][f"{strategy} {how}"], results[1][how])
 
 
